@@ -1,0 +1,34 @@
+# make book   the whole run, from training to the built book   (CORES=2 PROFILE=micro SEED=0)
+# make test   all tests
+# make env    the environment in .venv, which both need
+# make lint   ruff and mypy
+PYTHON ?= python3
+CORES ?= 2
+PROFILE ?= micro
+SEED ?= 0
+BIN := .venv/bin
+
+.PHONY: book test env lint clean
+.DEFAULT_GOAL := book
+
+env: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	@echo "environment: about 3 minutes the first time"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --requirement requirements.lock | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@
+
+book: env
+	@$(BIN)/python -m paintlib book --profile $(PROFILE) --seed $(SEED) --cores $(CORES)
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf artifacts .snakemake book/_build

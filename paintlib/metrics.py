@@ -1,0 +1,195 @@
+"""Numbers that describe one curve of losses along the path: pure functions of floats and arrays.
+
+`alphas` are positions on the path from the zero-shot weights (alpha = 0) to the fine-tuned ones
+(alpha = 1); losses are in nats per image, accuracies are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class BackwardTransfer(NamedTuple):
+    """The largest fall of the supported loss per unit of distance, and the alpha that gives it."""
+
+    value: float
+    alpha: float
+
+
+class Forgetting(NamedTuple):
+    """What patching costs the supported task: relative rise of the loss, drop of the accuracy."""
+
+    loss: float
+    accuracy: float
+
+
+def gradient_similarity(displacement: Any, gradient: Any) -> float:
+    r"""Return the cosine of the angle between `w_zs - w_ft` and the gradient (paper, section 5).
+
+    $$\frac{(w_{zs} - w_{ft})^T \nabla L(w_{zs})}{\|w_{zs} - w_{ft}\| \, \|\nabla L(w_{zs})\|}$$
+
+    Positive when the first step towards the fine-tuned weights lowers the supported loss.
+
+    Args:
+        displacement: `w_zs - w_ft`, flat, `(parameters,)`: an array or a torch tensor on any
+            device, summed in float64.
+        gradient: gradient of the supported loss at `w_zs`, of the same length.
+
+    Raises:
+        ValueError: the lengths differ, a value is not finite, or a vector is zero.
+
+    >>> gradient_similarity([3.0, 0.0], [1.0, 1.0])  # doctest: +ELLIPSIS
+    0.7071...
+    """
+    a, b = _vector("displacement", displacement), _vector("gradient", gradient)
+    if a.size != b.size:
+        raise ValueError(
+            f"displacement has {a.size} numbers but gradient has {b.size}; flatten both in the "
+            "same order of parameters"
+        )
+    # Unit scale first: squares of tiny gradients would underflow, of huge ones overflow.
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()
+    cosine = float(a @ b) / (float(np.linalg.norm(a)) * float(np.linalg.norm(b)))
+    return max(-1.0, min(1.0, cosine))
+
+
+def backward_transfer(
+    alphas: ArrayLike, losses: ArrayLike, length: float, slope_at_zero: float | None = None
+) -> BackwardTransfer:
+    r"""Return the largest fall of the supported loss per unit of distance (paper, section 5).
+
+    $$\sup_{0 < \alpha \le 1} \frac{L(0) - L(\alpha)}{\alpha \, \|w_{zs} - w_{ft}\|}$$
+
+    At alpha = 0 the quotient is 0/0. Its one-sided limit is `-slope_at_zero / length`, which a
+    convex loss attains; with the slope given, the limit competes with the samples.
+
+    Args:
+        alphas: `(n,)`, ascending, the first 0, within [0, 1].
+        losses: `(n,)`, the supported task's loss at each (nats per image).
+        length: the 2-norm of `w_zs - w_ft`.
+        slope_at_zero: dL/dalpha at alpha = 0 (nats per image), if known.
+
+    Returns:
+        The supremum (nats per image and unit of distance; negative when the loss only rises) and
+        the alpha that attained it: 0.0 for the one-sided limit.
+
+    Raises:
+        ValueError: alphas are not ascending from 0 to at most 1, shapes differ, there is no sample
+            beyond 0, a value is not finite, or the length is not positive.
+
+    >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0)
+    BackwardTransfer(value=0.5, alpha=0.5)
+    >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
+    BackwardTransfer(value=1.5, alpha=0.0)
+    """
+    a, loss = _vector("alphas", alphas, zero_ok=True), _vector("losses", losses, zero_ok=True)
+    if a.size != loss.size or a.size < 2:
+        raise ValueError(
+            f"{a.size} alphas and {loss.size} losses; pass one loss per alpha, alpha = 0 and at "
+            "least one more"
+        )
+    if a[0] != 0.0 or a[-1] > 1.0 or not bool((np.diff(a) > 0).all()):
+        raise ValueError(
+            f"alphas run from {a[0]} to {a[-1]}; they must start at 0, ascend and end by 1"
+        )
+    if not (math.isfinite(length) and length > 0):
+        raise ValueError(f"length is {length}, but the two checkpoints must differ: expected > 0")
+    if slope_at_zero is not None and not math.isfinite(slope_at_zero):
+        raise ValueError(f"slope_at_zero is {slope_at_zero}; pass a finite slope or None")
+    quotients = (loss[0] - loss[1:]) / (a[1:] * length)
+    best = int(quotients.argmax())
+    sampled = BackwardTransfer(float(quotients[best]), float(a[1 + best]))
+    if slope_at_zero is None or sampled.value > -slope_at_zero / length:
+        return sampled
+    return BackwardTransfer(-slope_at_zero / length, 0.0)
+
+
+def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetting:
+    """Return how much of the supported task the patched weights have lost.
+
+    A quantitative measure of catastrophic forgetting, which the paper (section 6) leaves to future
+    work: the rise of the loss relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of
+    the accuracy, A(0) - A(alpha). Both are 0 when nothing changed and negative when the supported
+    task has gained. The loss reacts first: it also sees confidence that is lost on images that
+    are still classified correctly.
+
+    Args:
+        zero_shot: loss (nats per image) and accuracy (fraction) of the supported task at
+            alpha = 0; a `Score` will do, fields beyond the second are not read.
+        patched: the same at the alpha that was chosen.
+
+    Returns:
+        `loss`, a ratio, and `accuracy`, a difference of fractions.
+
+    Raises:
+        ValueError: a loss is negative or not finite, the zero-shot loss is zero, or an accuracy is
+            not a fraction.
+
+    >>> forgetting((0.5, 0.75), (0.625, 0.5))
+    Forgetting(loss=0.25, accuracy=0.25)
+    """
+    for name, (loss, accuracy) in (("zero-shot", zero_shot[:2]), ("patched", patched[:2])):
+        if not (math.isfinite(loss) and loss >= 0):
+            raise ValueError(f"the {name} loss is {loss}; expected a finite loss of at least 0")
+        if not 0.0 <= accuracy <= 1.0:
+            raise ValueError(f"the {name} accuracy is {accuracy}; expected a fraction, not percent")
+    if zero_shot[0] == 0:
+        raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
+    return Forgetting(
+        float(patched[0] / zero_shot[0] - 1.0), float(zero_shot[1] - patched[1])
+    )
+
+
+def quasiconvexity_violation(values: ArrayLike) -> float:
+    r"""Return by how much a sampled curve fails to be quasi-convex: 0 for a curve with one valley.
+
+    $$\max_{i<j<k} \; f_j - \max(f_i, f_k)$$
+
+    The largest rise above both a point to the left and a point to the right, found in one pass:
+    the best partners of j are the lowest values before and after it.
+
+    Args:
+        values: `(n,)`, the curve at ascending alphas.
+
+    Returns:
+        The violation in the unit of `values`; 0.0 for fewer than three samples.
+
+    Raises:
+        ValueError: a value is not finite, or `values` is not one-dimensional.
+
+    >>> quasiconvexity_violation([3.0, 1.0, 1.0, 2.0])
+    0.0
+    >>> quasiconvexity_violation([0.0, 1.0, 0.25, 2.0])
+    0.75
+    """
+    f = _vector("values", values, zero_ok=True)
+    if f.size < 3:
+        return 0.0
+    left = np.minimum.accumulate(f)[:-2]
+    right = np.minimum.accumulate(f[::-1])[::-1][2:]
+    return max(0.0, float((f[1:-1] - np.maximum(left, right)).max()))
+
+
+def _vector(name: str, values: Any, *, zero_ok: bool = False) -> NDArray[np.float64]:
+    if hasattr(values, "detach"):  # a torch tensor, perhaps on a device; torch is not imported here
+        values = values.detach().cpu().double().numpy()
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"{name} has shape {vector.shape}; flatten it to one dimension")
+    bad = np.flatnonzero(~np.isfinite(vector))
+    if bad.size:
+        raise ValueError(
+            f"{name} has {bad.size} numbers that are not finite, first: {vector[bad[0]]} at index "
+            f"{bad[0]}"
+        )
+    if not zero_ok and not vector.any():
+        raise ValueError(
+            f"{name} is zero, so its direction is undefined; check that the two checkpoints differ "
+            "and that the gradient was computed"
+        )
+    return vector

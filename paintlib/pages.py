@@ -1,0 +1,148 @@
+"""Notebooks become pages: run by papermill, checked, made byte-stable, moved into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+import yaml
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def execute(
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    *,
+    failures: Path,
+    title: str | None = None,
+) -> None:
+    """Run the notebook `source` and move it to `target` if nothing went wrong.
+
+    The same run gives the same bytes: cell ids are numbered, times are dropped.
+
+    Args:
+        source: a jupytext MyST notebook; it runs in its own folder.
+        target: the executed notebook.
+        parameters: values for the cell tagged `parameters`.
+        failures: folder that keeps the traceback and the half-run notebook of a failure.
+        title: the page's heading, in place of the one in `source`.
+
+    Raises:
+        ValueError: a parameter is unknown to the notebook (its own are listed).
+        RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
+    """
+    notebook = jupytext.read(source)
+    notebook.metadata = NotebookNode(kernelspec=KERNEL)
+    if title:
+        notebook.cells[0].source = re.sub(
+            r"^# .*$", f"# {title}", notebook.cells[0].source, count=1, flags=re.M
+        )
+    report = failures / f"{target.stem}.txt"
+    for old in (report, report.with_suffix(".ipynb")):
+        old.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        draft, done = Path(folder, "draft.ipynb"), Path(folder, "done.ipynb")
+        nbformat.write(notebook, draft)
+        known = papermill.inspect_notebook(draft)
+        if unknown := sorted(parameters.keys() - known.keys()):
+            raise ValueError(
+                f"{source} has no parameter {unknown[0]!r}; it takes {', '.join(known)}"
+            )
+        problem = None
+        try:
+            papermill.execute_notebook(
+                draft,
+                done,
+                dict(parameters),
+                cwd=source.parent,
+                progress_bar=False,
+                # kernels that start at once race for free TCP ports
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+        except PapermillExecutionError as error:
+            problem = str(error)
+        executed = nbformat.read(done, as_version=4)
+        problem = problem or _blemish(executed)
+        if problem:
+            failures.mkdir(parents=True, exist_ok=True)
+            report.write_text(f"{source} {dict(parameters)}\n{problem}\n", encoding="utf-8")
+            shutil.copy(done, report.with_suffix(".ipynb"))
+            last = problem.strip().splitlines()[-1]
+            raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
+        _write(_stable(executed), target)
+
+
+def assemble(prose: Path, target: Path, results: Path, pairs: list[str]) -> None:
+    """Copy the prose of the book to `target`, for a run whose pages are not the committed ones.
+
+    Args:
+        prose: the book's folder.
+        target: the folder of the new book, which already holds its executed pages.
+        results: the run's results, which replace those of the committed run.
+        pairs: the pairs that have a page, as SUPPORTED-PATCHING.
+    """
+    executed = shutil.ignore_patterns("_build", "pairs", "results", ".ipynb_checkpoints")
+    shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
+    here = os.path.relpath(results, target)
+    for page in target.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace("../results/micro/", f"{here}/"), encoding="utf-8")
+    contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
+    for part in contents["parts"]:
+        part["chapters"] = [
+            chapter
+            for chapter in part["chapters"]
+            if not chapter["file"].startswith("pairs/") or chapter["file"][6:] in pairs
+        ]
+    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
+    (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True))
+
+
+def _blemish(notebook: NotebookNode) -> str | None:
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return "\n".join(output.traceback)
+            if output.get("name") == "stderr":
+                return f"cell {number} wrote a warning into the page:\n{output.text}"
+    return None
+
+
+def _stable(notebook: NotebookNode) -> NotebookNode:
+    notebook.metadata = NotebookNode(kernelspec=KERNEL)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        tags = list(cell.metadata.get("tags", []))
+        if "injected-parameters" in tags:
+            tags.append("remove-input")
+        keep = {k: v for k, v in cell.metadata.items() if k == "mystnb"}
+        cell.metadata = NotebookNode({**keep, **({"tags": tags} if tags else {})})
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                output.data = NotebookNode(sorted(output.data.items()))
+    return notebook
+
+
+def _write(notebook: NotebookNode, target: Path) -> None:
+    nbformat.validate(notebook)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with contextlib.ExitStack() as clean:
+        clean.callback(part.unlink, missing_ok=True)
+        part.write_text(nbformat.writes(notebook), encoding="utf-8")
+        os.replace(part, target)

@@ -1,0 +1,151 @@
+"""Drive Snakemake through a whole run: one run at a time, its progress, its time left."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from paintlib.experiment import Run
+
+
+def book(run: Run, cores: int) -> int:
+    """Bring a run's book up to date and print where it is.
+
+    A run that was killed goes on from its last finished step.
+
+    Args:
+        run: what to run.
+        cores: how many steps may run side by side.
+
+    Returns:
+        Snakemake's exit status.
+
+    Raises:
+        ValueError: `cores` is not positive.
+        RuntimeError: another run in this folder is still going.
+    """
+    if cores < 1:
+        raise ValueError(f"cores = {cores}; at least one is needed")
+    run.artifacts.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.root / "artifacts" / ".lock")
+    try:
+        with lock.acquire(timeout=0):  # the system drops it when the process dies
+            return _snakemake(run, cores)
+    except Timeout:
+        raise RuntimeError(
+            "another `make book` is running in this folder; wait for it, or use a second clone"
+        ) from None
+
+
+def _snakemake(run: Run, cores: int) -> int:
+    command = [
+        sys.executable, "-m", "snakemake", "--cores", str(cores), "--keep-going",
+        "--nolock", "--rerun-incomplete", "--quiet", "host", "reason",
+        "--config", f"profile={run.profile.name}", f"seed={run.seed}",
+    ]  # fmt: skip
+    progress = Progress(expected_seconds(run), cores)
+    log = run.artifacts / "log.txt"
+    for report in (run.artifacts / "failed").glob("*"):
+        report.unlink()
+    # universal newlines: the bars of the steps redraw themselves with carriage returns
+    with (
+        log.open("w", encoding="utf-8") as everything,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                everything.write(line)
+                everything.flush()
+                if text := progress.read(line.rstrip()):
+                    print(text, flush=True)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+    if process.returncode:
+        for report in sorted((run.artifacts / "failed").glob("*.txt")):
+            print(f"paintlib: traceback in {report}", file=sys.stderr)
+        print(
+            f"paintlib: the run failed; all output is in {log}. Finished steps are kept: mend the "
+            "cause and give the same command again.",
+            file=sys.stderr,
+        )
+        return process.returncode
+    home = run.root / ("book" if run.name == "micro" else run.artifacts.relative_to(run.root) / "book")
+    print(f"{progress.clock()}  the book is at {(home / '_build/html/index.html').resolve()}")
+    return 0
+
+
+def expected_seconds(run: Run) -> dict[str, float]:
+    """Return the mean time of a job of each rule, from the last run that left its times."""
+    rows: list[dict[str, str]] = []
+    for folder in (run.results, run.root / "results" / "micro"):
+        if (file := folder / "timings.csv").exists():
+            with file.open(encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            break
+    jobs = Counter("summary" if row["step"] == "page" else row["step"] for row in rows)
+    totals: Counter[str] = Counter()
+    for row in rows:
+        totals["summary" if row["step"] == "page" else row["step"]] += float(row["seconds"])
+    return {step: totals[step] / count for step, count in jobs.items()}
+
+
+class Progress:
+    """Reads Snakemake's output, keeps what matters, and says which step, k of n, and time left."""
+
+    def __init__(self, seconds: dict[str, float], cores: int) -> None:
+        self.seconds, self.cores = seconds, cores
+        self.began = time.monotonic()
+        self.left: Counter[str] = Counter()
+        self.total = self.done = 0
+        self._in_table = False
+
+    def read(self, line: str) -> str | None:
+        """Return the text to show for one line of Snakemake's output, if any."""
+        if re.match(r"^job\s+count", line):
+            self._in_table = True
+        elif self._in_table and (row := re.match(r"^(\w+)\s+(\d+)$", line)):
+            if row[1] == "total":
+                self._in_table, self.total = False, int(row[2])
+                return f"{self.clock()}  {self.total} steps to do{self.remaining()}"
+            self.left[row[1]] = int(row[2])
+        elif finished := re.match(r"^Finished jobid: \d+ \(Rule: (\w+)\)", line):
+            self.left[finished[1]] -= 1
+            self.done += 1
+            share = f"step {self.done} of {self.total} done"
+            return f"{self.clock()}  {share} ({finished[1]}){self.remaining()}"
+        elif "it/s]" in line or "s/it]" in line or re.match(r"^[\w\- ]+: +\d+%\|", line):
+            return f"       {line.strip()}"
+        elif re.search(r"^paintlib:|Error|Exception|ERROR|WARNING|[Ww]arning:", line):
+            return line
+        return None
+
+    def clock(self) -> str:
+        """Return the time since the start."""
+        return _minutes(time.monotonic() - self.began)
+
+    def remaining(self) -> str:
+        """Return the time left, from the last run's times and this run's pace."""
+        if not self.seconds:
+            return ""
+        serial = self.left["pretrain"] * self.seconds.get("pretrain", 0.0)
+        shared = sum(
+            count * self.seconds.get(rule, 5.0)
+            for rule, count in self.left.items()
+            if rule != "pretrain" and count > 0
+        )
+        return f", about {_minutes(serial + shared / self.cores)} left"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

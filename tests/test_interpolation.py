@@ -1,0 +1,126 @@
+import pytest
+import torch
+from conftest import network
+from torch import nn
+
+from paintlib import WeightPath
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_path_ends_bit_exact(alpha, dtype):
+    start, end = network(1, dtype), network(2, dtype)
+    with torch.no_grad():  # the values on which a plain lerp is not exact
+        for side, other in ((start, end), (end, start)):
+            side[0].weight[0, :3] = torch.tensor([-0.0, 1e-38, 3e37])
+            other[0].weight[0, :3] = torch.tensor([7.0, -3.0, 1e-9])
+    model = WeightPath(start, end).set_(network(3, dtype), alpha)
+    expected = (start, end)[int(alpha)].state_dict()
+    for name, tensor in model.state_dict().items():
+        integer = torch.int32 if dtype == torch.float32 else torch.int64
+        assert torch.equal(tensor.view(integer), expected[name].view(integer)), name
+
+
+def test_path_interpolates_each_tensor():
+    start, end = network(1), network(2)
+    path = WeightPath(start.state_dict(), end)
+    model = network(3)
+    for alpha in (0.3, 0.9, 0.3, -0.5, 1.5):
+        path.set_(model, alpha)
+        for name, tensor in model.state_dict().items():
+            expected = (1 - alpha) * start.state_dict()[name] + alpha * end.state_dict()[name]
+            torch.testing.assert_close(tensor, expected)
+
+
+def test_path_writes_in_place_into_one_buffer():
+    path, model = WeightPath(network(1), network(2)), network(3)
+    path.set_(model, 0.5)
+    addresses = [p.data_ptr() for p in model.parameters()]
+    parameters = list(model.parameters())
+    assert path.set_(model, 0.7) is model
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    torch.testing.assert_close(path.at(0.7), path.flatten(model.state_dict()), rtol=0, atol=0)
+
+
+def test_path_follows_a_model_whose_tensors_were_replaced():
+    path, model = WeightPath(network(1), network(2)), network(3)
+    path.set_(model, 0.5)
+    model[0].weight.data = torch.zeros_like(model[0].weight)
+    path.set_(model, 1.0)
+    assert torch.equal(model[0].weight, network(2)[0].weight)
+
+
+def test_path_serves_two_models_at_once():
+    path, one, two = WeightPath(network(1), network(2)), network(3), network(4)
+    path.set_(one, 0.0)
+    path.set_(two, 1.0)
+    assert torch.equal(one[0].weight, network(1)[0].weight)
+    assert torch.equal(two[0].weight, network(2)[0].weight)
+
+
+def test_path_does_not_alias_its_sources():
+    start = network(1)
+    path = WeightPath(start, network(2))
+    with torch.no_grad():
+        start[0].weight.zero_()
+    assert torch.equal(path.set_(network(3), 0.0)[0].weight, network(1)[0].weight)
+
+
+def test_length_is_the_norm_of_the_difference():
+    a, b = network(1), network(2)
+    squares = sum(
+        float(((p.detach().double() - q.detach().double()) ** 2).sum())
+        for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    )
+    assert WeightPath(a, b).length == pytest.approx(squares**0.5, rel=1e-12)
+
+
+def test_half_precision_is_interpolated_in_float32():
+    path = WeightPath(network(1, torch.float16), network(2, torch.float16))
+    assert path.start.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"torch\.float16.*model\.float"):
+        path.set_(network(3, torch.float16), 0.5)
+
+
+def test_integer_tensors_come_from_the_nearer_end():
+    def counted(n):
+        model = nn.BatchNorm1d(3).eval()
+        model.num_batches_tracked.fill_(n)
+        return model
+
+    path, model = WeightPath(counted(3), counted(9)), counted(0)
+    assert path.set_(model, 0.2).num_batches_tracked == 3
+    assert path.set_(model, 1.0).num_batches_tracked == 9
+
+
+def test_mismatch_names_the_first_differing_tensor():
+    with pytest.raises(ValueError, match=r"2 tensors are on one side only, first: '0.bias'"):
+        WeightPath(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(1, 1))[:0])
+    with pytest.raises(ValueError, match=r"first: '3.weight' is \(4, 8\) .* \(5, 8\)"):
+        other = network(2)
+        other[3] = nn.Linear(8, 5)
+        WeightPath(network(1), other)
+    with pytest.raises(ValueError, match="on one side only, first: '0.bias'"):
+        WeightPath(network(1), network(2)).set_(nn.Sequential(nn.Linear(6, 8, bias=False)), 0.5)
+
+
+def test_damaged_weights_are_refused_by_name():
+    broken = network(2)
+    broken[3].bias.data[1] = float("nan")
+    with pytest.raises(ValueError, match=r"end weights are not finite, first in '3.bias'"):
+        WeightPath(network(1), broken)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_alpha_must_be_finite(alpha):
+    with pytest.raises(ValueError, match="not a finite number"):
+        WeightPath(network(1), network(2)).set_(network(3), alpha)
+
+
+def test_training_still_works_after_set_even_inside_inference_mode():
+    path, model = WeightPath(network(1), network(2)), network(3)
+    with torch.inference_mode():
+        path.set_(model, 0.5)
+    model(torch.ones(2, 6)).sum().backward()
+    assert model[0].weight.grad is not None

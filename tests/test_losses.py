@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import batches, network
+from torch import nn
+
+from paintlib import PairObjective, Score, TaskLoss, WeightPath, normaliser
+from paintlib.losses import NORMALISATIONS, known_scores
+
+
+def test_score_is_the_mean_over_images_not_over_batches():
+    model = network(1)
+    data = batches(2, count=30)  # the last batch is short
+    images, labels = (torch.cat(column) for column in zip(*data, strict=True))
+    score = TaskLoss(model, data).score()
+    logits = model(images)
+    assert score.loss == pytest.approx(float(F.cross_entropy(logits.double(), labels)), rel=1e-12)
+    assert score.accuracy == float((logits.argmax(1) == labels).double().mean())
+    assert score.images == 30
+
+
+def test_score_sums_in_float64():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, 1e-4]]).expand(len(x), 2)
+
+    data = [(torch.zeros(1000, 1), torch.zeros(1000, dtype=torch.int64))] * 50
+    expected = math.log1p(math.exp(float(torch.tensor(1e-4))))
+    assert TaskLoss(Constant().eval(), data).score().loss == pytest.approx(expected, rel=1e-13)
+
+
+def test_gradient_matches_finite_differences():
+    model = network(1, torch.float64)
+    task = TaskLoss(model, batches(2, dtype=torch.float64))
+    gradient = task.gradient()
+    step = 1e-6
+    for name, parameter in model.named_parameters():
+        flat = parameter.data.view(-1)
+        for index in (0, flat.numel() - 1):
+            old = float(flat[index])
+            values = []
+            for sign in (1, -1):
+                flat[index] = old + sign * step
+                values.append(task.score().loss)
+            flat[index] = old
+            slope = (values[0] - values[1]) / (2 * step)
+            assert float(gradient[name].view(-1)[index]) == pytest.approx(slope, abs=1e-8), name
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+def test_slope_matches_finite_differences(alpha):
+    path = WeightPath(network(1, torch.float64), network(2, torch.float64))
+    model = network(3, torch.float64)
+    task = TaskLoss(model, batches(2, dtype=torch.float64))
+    step = 1e-5
+    values = []
+    for sign in (1, -1):
+        path.set_(model, alpha + sign * step)
+        values.append(task.score().loss)
+    path.set_(model, alpha)
+    assert task.slope(path) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-7)
+
+
+def test_slope_agrees_with_the_flat_gradient():
+    path, model = WeightPath(network(1), network(2)), network(3)
+    task = TaskLoss(model, batches(2))
+    path.set_(model, 0.4)
+    flat = path.flatten(task.gradient()).double() @ (path.end.double() - path.start.double())
+    assert task.slope(path) == pytest.approx(float(flat), rel=1e-5)
+
+
+def test_gradient_reaches_frozen_weights_and_leaves_the_model_as_it_was():
+    model = network(1)
+    model[0].requires_grad_(False)
+    gradient = TaskLoss(model, batches(2)).gradient()
+    assert float(gradient["0.weight"].abs().sum()) > 0
+    assert not model[0].weight.requires_grad and model[3].weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_slope_refuses_buffers_that_move():
+    def normed(mean):
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)).eval()
+        model[0].running_mean.fill_(mean)
+        return model
+
+    path, model = WeightPath(normed(0.0), normed(1.0)), normed(0.0)
+    path.set_(model, 0.5)
+    with pytest.raises(ValueError, match=r"'0.running_mean' changes along the path"):
+        TaskLoss(model, batches(2)).slope(path)
+
+
+def test_training_mode_and_no_images_are_refused():
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        TaskLoss(network(1).train(), batches(2)).score()
+    for call in (TaskLoss(network(1), []).score, TaskLoss(network(1), []).gradient):
+        with pytest.raises(ValueError, match="no image to score"):
+            call()
+
+
+def test_label_out_of_range_raises():
+    data = [(torch.zeros(2, 6), torch.tensor([0, 4]))]
+    with pytest.raises(IndexError, match="4 is out of bounds"):
+        TaskLoss(network(1), data).score()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("zero_shot", 0.75), ("log_classes", 1.5 / math.log(4)), ("minmax", 0.5), ("none", 1.5)],
+)
+def test_normaliser_scales_as_defined(kind, expected):
+    assert normaliser(kind, [2.0, 1.0, 1.2], classes=4)(1.5) == pytest.approx(expected)
+
+
+def test_normaliser_refuses():
+    with pytest.raises(ValueError, match="'zeroshot'; choose one of zero_shot, log_classes"):
+        normaliser("zeroshot", [1.0], 2)
+    with pytest.raises(ValueError, match="scale 0.0"):
+        normaliser("minmax", [1.0, 1.0], 2)
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_objective_is_the_normalised_losses(pair, kind):
+    objective = pair(kind)
+    raw = [objective.score(a)[0].loss for a in objective.samples]
+    expected = normaliser(kind, raw, 4)(objective.score(0.55)[0].loss)
+    assert objective(0.55)[0] == pytest.approx(expected, rel=1e-12)
+    if kind == "zero_shot":
+        assert objective(0.0) == (1.0, 1.0)
+
+
+def test_objective_remembers_what_it_paid_for(pair):
+    fresh = pair()
+    curves = [{"loss": [9.0, 8.0], "accuracy": [0.5, 0.6], "images": 10}] * 2
+    known = pair(scores=known_scores([0.0, 0.5], curves))
+    assert known(0.5) == (8 / 9, 8 / 9)
+    assert known.score(0.5)[0] == Score(8.0, 0.6, 10)
+    assert known.score(0.25)[0] == fresh.score(0.25)[0]
+    assert set(known.scores) == {0.0, 0.5, 0.25}
+
+
+def test_objective_names_the_alpha_of_a_loss_that_is_not_finite(pair):
+    objective = pair()
+    objective.scores[0.5] = (Score(math.nan, 0.0, 1), Score(1.0, 0.0, 1))
+    with pytest.raises(ValueError, match=r"alpha = 0.5 is not finite"):
+        objective(0.5)
+
+
+def test_objective_needs_one_model_and_matching_classes():
+    path = WeightPath(network(1), network(2))
+    tasks = [TaskLoss(network(3), batches(4)), TaskLoss(network(3), batches(5))]
+    with pytest.raises(ValueError, match="share one model"):
+        PairObjective(path, tasks, [4, 4])
+    with pytest.raises(ValueError, match="2 tasks but 1 class counts"):
+        PairObjective(path, tasks, [4])
