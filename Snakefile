@@ -10,11 +10,13 @@ run = Run.of(PROFILE, SEED)
 A, R = run.artifacts, run.results
 # micro at seed 0 is the committed book; any other run gets a book of its own
 BOOK = "book" if run.name == "micro" else f"{A}/book"
+UP = "/".join([".."] * (BOOK.count("/") + 2))  # from a page to here
 SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions twins".split()
 PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
 SUPPORTED, PATCHING = run.profile.supported, run.profile.patching
 
 PAINT = f"PYTHONPATH=. OMP_WAIT_POLICY=passive {sys.executable} -m paintlib"
+JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 RUN = f"--profile {PROFILE} --seed {SEED}"
 TASKS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
 TRAINING = [f"paintlib/{m}.py" for m in "models training profiles".split()]
@@ -40,7 +42,7 @@ rule book:
         assemble=f"{PAINT} assemble {RUN} {BOOK} &&" if BOOK != "book" else "",
     shell:
         "{params.assemble} rm -f {output} && "
-        "{sys.executable} -m jupyter_book build {BOOK} --all -W -n --keep-going -q"
+        "{JUPYTER_BOOK} build {BOOK} --all -W -n --keep-going -q"
 
 
 rule render:
@@ -119,7 +121,7 @@ rule pair:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     shell:
         "{PAINT} page {RUN} notebooks/pair.md {output[0]} --title '{params.title}'"
-        " -p profile {PROFILE} -p seed {SEED}"
+        " -p root {UP} -p profile {PROFILE} -p seed {SEED}"
         " -p supported {wildcards.supported} -p patching {wildcards.patching}"
 
 
@@ -136,7 +138,7 @@ rule summary:
     benchmark:
         f"{A}/benchmarks/page.{{summary}}.tsv"
     shell:
-        "{PAINT} page {RUN} {input.source} {output} -p results ../{R}"
+        "{PAINT} page {RUN} {input.source} {output} -p results {UP}/{R}"
 
 
 rule status:

@@ -253,8 +253,9 @@ class Run:
         ends = {}
         for name, alpha in (("zero_shot", 0.0), ("fine_tuned", 1.0)):
             path.set_(visual, alpha)
-            ends[name] = {task: _plain(self.task_loss(visual, task, "test").score())
-                          for task in tasks}
+            ends[name] = {
+                task: _plain(self.task_loss(visual, task, "test").score()) for task in tasks
+            }
         results.write_json(
             self.curves(patching),
             {
@@ -289,7 +290,11 @@ class Run:
         _use_threads(1)
         visual = self.image_tower()
         return Pair(
-            self, supported, patching, visual, self.path(patching),
+            self,
+            supported,
+            patching,
+            visual,
+            self.path(patching),
             results.read_json(self.curves(patching)),
         )
 
@@ -375,7 +380,10 @@ class Pair:
     def metrics(self, objective: PairObjective) -> dict[str, Any]:
         """Return the pair's metrics (paper, section 5) on validation images."""
         alphas, length = self.curves["alphas"], self.curves["length"]
-        curve, gradient = self.curves["tasks"][self.supported], self.curves["gradients"][self.supported]
+        curve, gradient = (
+            self.curves["tasks"][self.supported],
+            self.curves["gradients"][self.supported],
+        )
         transfer = metrics.backward_transfer(alphas, curve["loss"], length, gradient["slope"])
         ends = [(curve["loss"][i], curve["accuracy"][i]) for i in (0, -1)]
         parts = [objective(alpha) for alpha in alphas]

@@ -64,8 +64,10 @@ class WeightPath:
         """Return views of a flat `vector` under the names and shapes of the checkpoints."""
         sizes = [shape.numel() for shape in self._shapes.values()]
         parts = vector.split(sizes)
-        return {name: part.view(self._shapes[name]) for name, part in zip(
-            self._shapes, parts, strict=True)}
+        return {
+            name: part.view(self._shapes[name])
+            for name, part in zip(self._shapes, parts, strict=True)
+        }
 
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """Return the flat vector of `tensors` in the path's order; an absent tensor counts as 0."""

@@ -84,8 +84,11 @@ class TaskLoss:
                 part = torch.autograd.grad(
                     loss, parameters, allow_unused=True, materialize_grads=True
                 )
-                total = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else [
-                    p.clone() for p in part]
+                total = (
+                    [a.add_(b) for a, b in zip(total, part, strict=True)]
+                    if total
+                    else [p.clone() for p in part]
+                )
                 images += len(labels)
         finally:
             for parameter in frozen:
@@ -149,7 +152,9 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     0.5
     """
     if kind not in NORMALISATIONS:
-        raise ValueError(f"unknown normalisation {kind!r}; choose one of {', '.join(NORMALISATIONS)}")
+        raise ValueError(
+            f"unknown normalisation {kind!r}; choose one of {', '.join(NORMALISATIONS)}"
+        )
     offset, unit = {
         "zero_shot": lambda: (0.0, losses[0]),
         "log_classes": lambda: (0.0, math.log(classes)),

@@ -140,9 +140,7 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
             raise ValueError(f"the {name} accuracy is {accuracy}; expected a fraction, not percent")
     if zero_shot[0] == 0:
         raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
-    return Forgetting(
-        float(patched[0] / zero_shot[0] - 1.0), float(zero_shot[1] - patched[1])
-    )
+    return Forgetting(float(patched[0] / zero_shot[0] - 1.0), float(zero_shot[1] - patched[1]))
 
 
 def quasiconvexity_violation(values: ArrayLike) -> float:

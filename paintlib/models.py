@@ -82,7 +82,7 @@ class Tokenizer:
         return compact
 
 
-@torch.inference_mode()
+@torch.no_grad()  # an inference tensor could not be trained against
 def zero_shot_head(model: CLIP, tokenize: Callable[[list[str]], Tensor], task: Task) -> Tensor:
     """Return the classifier that a task's prompts make, with the model's logit scale in it.
 
@@ -96,7 +96,7 @@ def zero_shot_head(model: CLIP, tokenize: Callable[[list[str]], Tensor], task: T
     prompts = [prompt for name in task.classnames for prompt in task.prompts(name)]
     features = F.normalize(model.encode_text(tokenize(prompts)), dim=-1)
     rows = features.view(len(task.classnames), len(task.templates), -1).mean(1)
-    return (F.normalize(rows, dim=-1) * model.logit_scale.exp()).clone()
+    return F.normalize(rows, dim=-1) * model.logit_scale.exp()
 
 
 def to_input(images: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ def execute(
     The same run gives the same bytes: cell ids are numbered, times are dropped.
 
     Args:
-        source: a jupytext MyST notebook; it runs in its own folder.
-        target: the executed notebook.
+        source: a jupytext MyST notebook.
+        target: the executed notebook; it runs in this folder, as it will when somebody opens it.
         parameters: values for the cell tagged `parameters`.
         failures: folder that keeps the traceback and the half-run notebook of a failure.
         title: the page's heading, in place of the one in `source`.
@@ -51,6 +51,7 @@ def execute(
         notebook.cells[0].source = re.sub(
             r"^# .*$", f"# {title}", notebook.cells[0].source, count=1, flags=re.M
         )
+    target.parent.mkdir(parents=True, exist_ok=True)
     report = failures / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
         old.unlink(missing_ok=True)
@@ -68,10 +69,10 @@ def execute(
                 draft,
                 done,
                 dict(parameters),
-                cwd=source.parent,
+                cwd=target.parent,
                 progress_bar=False,
-                # kernels that start at once race for free TCP ports
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                # kernels that start at once race for free TCP ports, so each has its own sockets
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
             )
         except PapermillExecutionError as error:
             problem = str(error)
@@ -140,7 +141,6 @@ def _stable(notebook: NotebookNode) -> NotebookNode:
 
 def _write(notebook: NotebookNode, target: Path) -> None:
     nbformat.validate(notebook)
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with contextlib.ExitStack() as clean:
         clean.callback(part.unlink, missing_ok=True)

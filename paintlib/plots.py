@@ -12,9 +12,11 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
@@ -49,15 +51,17 @@ def use_style(image_format: str = "svg") -> None:
     Args:
         image_format: what a notebook stores; "svg" but for photographs, where "png" is smaller.
     """
-    plt.rcParams.update(plt.rcParamsDefault | {"backend": plt.rcParams["backend"]})
+    plt.rcParams.update(matplotlib.rcParamsDefault | {"backend": plt.rcParams["backend"]})
     plt.rcParams.update({
         "figure.figsize": (6.4, 3.8), "figure.dpi": 100, "savefig.bbox": "tight",
-        "figure.facecolor": "white", "savefig.facecolor": "white", "figure.constrained_layout.use": True,
+        "figure.facecolor": "white", "savefig.facecolor": "white",
+        "figure.constrained_layout.use": True,
         "font.size": 11, "axes.titlesize": 11, "legend.fontsize": 10, "xtick.labelsize": 10,
         "ytick.labelsize": 10, "legend.frameon": False, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
+        "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
+        "axes.axisbelow": True,
         "lines.linewidth": 1.8, "svg.hashsalt": "paintlib",
-        "axes.prop_cycle": plt.cycler(color=[*COLOURS.values()]),
+        "axes.prop_cycle": cycler(color=[*COLOURS.values()]),
     })  # fmt: skip
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -149,8 +153,10 @@ class Correlation(NamedTuple):
         """Say the coefficients, or that they cannot be computed."""
         if math.isnan(self.pearson):
             return f"not computable from {self.n} points"
-        return (f"Pearson r = {self.pearson:+.3f} (p {p_text(self.p)}), "
-                f"Spearman ρ = {self.spearman:+.3f} (p {p_text(self.p_rank)}), n = {self.n}")  # fmt: skip
+        return (
+            f"Pearson r = {self.pearson:+.3f} (p {p_text(self.p)}), "
+            f"Spearman ρ = {self.spearman:+.3f} (p {p_text(self.p_rank)}), n = {self.n}"
+        )
 
 
 def p_text(p: float) -> str:
@@ -177,14 +183,15 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = No
         links: one address per row, put on the first column.
         columns: those to show; all by default. The download holds all in any case.
     """
-    shown = frame[list(columns) or list(frame)].astype(object)
+    shown = frame[list(columns or frame.columns)].astype(object)
     for column in shown:
         form = (formats or {}).get(str(column), "{}")
         shown[column] = [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
     if links:
         first = zip(links, shown.iloc[:, 0], strict=True)
         shown[shown.columns[0]] = [f'<a href="{html.escape(a)}">{x}</a>' for a, x in first]
-    body = shown.to_html(index=False, border=0, escape=False)
+    body = shown.to_html(index=False, border=0, escape=False, justify="left")
+    body = body.replace("<td>", '<td style="padding: .2em .6em">')
     download = f"<p>Download: {csv_link(frame, name)}</p>"
     return HTML(f'<div style="overflow-x:auto">{body}</div>{download}')
 
@@ -215,7 +222,7 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
-    return Markdown(f"---\n\n{warning}*Provenance of {len(pairs)} pairs: {line}.*")
+    return Markdown(f"{warning}*Provenance of {len(pairs)} pairs: {line}.*")
 
 
 def _common(pairs: Sequence[Pair], key: str) -> str:

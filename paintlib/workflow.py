@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -80,7 +79,9 @@ def _snakemake(run: Run, cores: int) -> int:
             file=sys.stderr,
         )
         return process.returncode
-    home = run.root / ("book" if run.name == "micro" else run.artifacts.relative_to(run.root) / "book")
+    home = run.root / (
+        "book" if run.name == "micro" else run.artifacts.relative_to(run.root) / "book"
+    )
     print(f"{progress.clock()}  the book is at {(home / '_build/html/index.html').resolve()}")
     return 0
 
@@ -124,8 +125,10 @@ class Progress:
             self.done += 1
             share = f"step {self.done} of {self.total} done"
             return f"{self.clock()}  {share} ({finished[1]}){self.remaining()}"
-        elif "it/s]" in line or "s/it]" in line or re.match(r"^[\w\- ]+: +\d+%\|", line):
-            return f"       {line.strip()}"
+        elif bar := re.match(r"^[\w\- ]+: +[1-9]\d*%\|.*?\]", line):
+            return f"       {bar[0]}"
+        elif "[IPKernelApp]" in line:
+            return None  # a kernel that is told to stop says so
         elif re.search(r"^paintlib:|Error|Exception|ERROR|WARNING|[Ww]arning:", line):
             return line
         return None

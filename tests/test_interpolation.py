@@ -96,7 +96,9 @@ def test_integer_tensors_come_from_the_nearer_end():
 
 def test_mismatch_names_the_first_differing_tensor():
     with pytest.raises(ValueError, match=r"2 tensors are on one side only, first: '0.bias'"):
-        WeightPath(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(1, 1))[:0])
+        WeightPath(
+            nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(1, 1))[:0]
+        )
     with pytest.raises(ValueError, match=r"first: '3.weight' is \(4, 8\) .* \(5, 8\)"):
         other = network(2)
         other[3] = nn.Linear(8, 5)

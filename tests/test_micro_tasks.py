@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+from fontTools.ttLib import TTFont
 from torch import Tensor
 
 from paintlib.tasks import Split, Task, micro

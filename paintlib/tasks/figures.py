@@ -145,7 +145,7 @@ def draw_digits(canvas: Canvas, ids: Tensor, style: Style) -> Tensor:
     for side in (-1, 1):
         neighbour = sample(pick(canvas.integers(10)), view.moved(side * gap))
         mask = torch.maximum(mask, neighbour * canvas.coin(0.6))
-    over, under = canvas.free_pair((0.35, 0.8))
+    over, under = canvas.free_pair((0.45, 0.85))
     image = blend(mask, over, under * (0.75 + 0.5 * canvas.cloud(3)))
     return canvas.finish(blend(canvas.uniform(0.2, 0.6), image, blur(image)), 0.04)
 
@@ -252,8 +252,8 @@ def draw_signs(canvas: Canvas, ids: Tensor, style: Style) -> Tensor:
         _, ground = canvas.colour_pair()
         view = canvas.view((0.85, 0.98), 3, 0.05)
         return canvas.finish(_sign_layers(canvas, ids, view, canvas.tint(ground)), 0.02)
-    view = canvas.view((0.78, 0.96), 5, 0.07, 0.1)
+    view = canvas.view((0.66, 0.94), 8, 0.12, 0.12)
     image = _sign_layers(canvas, ids, view, canvas.clutter())
     shade = step(canvas.cloud(3) - canvas.uniform(0.3, 0.7), 12)
     image = image * (1 - 0.5 * shade)
-    return canvas.weather(image, (0.5, 1.1), (0.3, 1.0), 0.04)
+    return canvas.weather(image, (0.4, 1.1), (0.0, 0.9), 0.05)

@@ -51,34 +51,42 @@ class Place:
 
     @property
     def grass(self) -> Tensor:
+        """Dark green of a mown lawn."""
         return self.colour(0.27, 0.5, 0.2)
 
     @property
     def meadow(self) -> Tensor:
+        """Light green of a meadow."""
         return self.colour(0.48, 0.62, 0.3)
 
     @property
     def forest(self) -> Tensor:
+        """Blackish green of trees."""
         return self.colour(0.08, 0.26, 0.12)
 
     @property
     def water(self) -> Tensor:
+        """Blue of deep water."""
         return self.colour(0.1, 0.26, 0.5)
 
     @property
     def asphalt(self) -> Tensor:
+        """Grey of roads and roofs."""
         return self.colour(0.5, 0.5, 0.5)
 
     @property
     def sand(self) -> Tensor:
+        """Yellow of dry ground."""
         return self.colour(0.78, 0.66, 0.42)
 
     @property
     def snow(self) -> Tensor:
+        """White of snow, ice and paint."""
         return self.colour(0.92, 0.94, 0.98)
 
     @property
     def brick(self) -> Tensor:
+        """Red of bricks and tiles."""
         return self.colour(0.62, 0.33, 0.25)
 
     def sky(self) -> Tensor:

@@ -48,8 +48,8 @@ def _cracked(canvas: Canvas, view: View, f: Tensor) -> Tensor:
 
 
 def _crosshatched(canvas: Canvas, view: View, f: Tensor) -> Tensor:
-    rising = (f * (view.u + view.v) + canvas.phase()).sin()
-    falling = (f * (view.u - view.v) + canvas.phase()).sin()
+    rising = (0.6 * f * (view.u + view.v) + canvas.phase()).sin()
+    falling = (0.6 * f * (view.u - view.v) + canvas.phase()).sin()
     return step(torch.maximum(rising, falling) - 0.75, 10)
 
 
@@ -119,9 +119,9 @@ def draw_textures(canvas: Canvas, ids: Tensor, style: Literal["clean", "target"]
     """Draw textures: upright in two plain colours, or bent, unevenly lit and faded."""
     if style == "clean":
         figure, ground = canvas.colour_pair()
-        mask = draw_texture_mask(canvas, ids, turn=4, frequency=(2.5, 4.0))
+        mask = draw_texture_mask(canvas, ids, turn=4, frequency=(3.2, 4.5))
         return canvas.finish(blend(mask, canvas.tint(figure), canvas.tint(ground)), 0.02)
-    mask = draw_texture_mask(canvas, ids, turn=10, bend=0.15, frequency=(2.5, 4.0))
-    over, under = canvas.free_pair((0.4, 0.8))
+    mask = draw_texture_mask(canvas, ids, turn=7, bend=0.12, frequency=(3.2, 4.5))
+    over, under = canvas.free_pair((0.5, 0.9))
     image = blend(mask, over, under) * (0.75 + 0.5 * canvas.cloud(3))
     return canvas.finish(image, 0.03)

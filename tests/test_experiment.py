@@ -1,0 +1,134 @@
+import dataclasses
+
+import pytest
+import torch
+
+from paintlib import models, results
+from paintlib.__main__ import main
+from paintlib.experiment import Run
+from paintlib.profiles import PROFILES
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_fits_its_tasks(name):
+    profile = PROFILES[name]
+    assert set(profile.supported).isdisjoint(profile.patching)
+    assert profile.images("train") >= profile.finetuning.batch_size
+    assert profile.captioned_images >= profile.pretraining.batch_size
+
+
+def test_unknown_profile_task_and_seed_list_what_there_is():
+    with pytest.raises(ValueError, match="unknown profile 'macro'; choose one of smoke, micro"):
+        Run.of("macro")
+    with pytest.raises(ValueError, match="seed = -1"):
+        Run.of("micro", -1)
+    with pytest.raises(ValueError, match="no task 'ImageNet'; choose one of CIFAR10, STL10, MNIST"):
+        Run.of("smoke").images("ImageNet")
+    with pytest.raises(ValueError, match="unknown supported task 'MNIST'; choose one of CIFAR10"):
+        Run.of("smoke").open_pair("MNIST", "SVHN")
+    with pytest.raises(ValueError, match="unknown split 'val'; choose one of train, validation"):
+        Run.of("smoke").load_split("MNIST", "val")
+
+
+def test_runs_of_other_seeds_have_folders_of_their_own():
+    assert Run.of("micro").name == "micro"
+    assert Run.of("micro", 2).results.name == "micro-seed2"
+
+
+def test_command_line_reports_bad_input_and_fails(capsys):
+    assert main(["pretrain", "--profile", "macro"]) == 1
+    assert "unknown profile 'macro'; choose one of smoke, micro" in capsys.readouterr().err
+    assert main(["book", "--cores", "0"]) == 1
+    assert "cores = 0" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run of two tasks that trains in seconds, through the same steps as every profile."""
+    smoke = PROFILES["smoke"]
+    profile = dataclasses.replace(
+        smoke,
+        supported=("CIFAR10",),
+        patching=("MNIST",),
+        captioned_images=300,
+        pretraining=dataclasses.replace(smoke.pretraining, steps=4, batch_size=32),
+        finetuning=dataclasses.replace(smoke.finetuning, steps=4, batch_size=32),
+        train_images=64,
+        validation_images=50,
+        test_images=40,
+    )
+    run = Run(profile, 0, tmp_path_factory.mktemp("tiny"))
+    run.render()
+    run.pretrain()
+    run.finetune("MNIST")
+    run.sample_curves("MNIST")
+    run.describe()
+    return run
+
+
+def test_steps_meet_in_a_pair(tiny):
+    pair = tiny.open_pair("CIFAR10", "MNIST")
+    objective = pair.objective("zero_shot")
+    assert objective(0.0) == (1.0, 1.0)
+    # what the curves step stored is what the pair's own model gives
+    for alpha in (0.0, 0.35, 1.0):
+        stored = objective.score(alpha)
+        del objective.scores[alpha]
+        assert objective.score(alpha) == stored
+    sampled = pair.sampled()
+    assert len(sampled["alphas"]) == 21 and sampled["supported"]["images"] == 50
+    assert pair.test(1.0)["patching"] == pair.curves["test"]["fine_tuned"]["MNIST"]
+    step = 1e-3
+    rise = (objective.score(step)[0].loss - objective.score(0.0)[0].loss) / step
+    assert pair.curves["gradients"]["CIFAR10"]["slope"] == pytest.approx(rise, rel=0.1, abs=0.02)
+    metrics = pair.metrics(objective)
+    identity = metrics["gradient_similarity"] * metrics["gradient_norm"]
+    slope = pair.curves["gradients"]["CIFAR10"]["slope"]
+    assert identity == pytest.approx(-slope / metrics["length"], rel=1e-5)
+
+
+def test_steps_are_repeatable_to_the_bit(tiny, tmp_path):
+    again = Run(tiny.profile, 0, tmp_path)
+    again.render()
+    again.pretrain()
+    again.finetune("MNIST")
+    again.sample_curves("MNIST")
+    for file in (tiny.zero_shot, tiny.heads, tiny.fine_tuned("MNIST")):
+        # the order of the header is free, so the digests are compared
+        assert models.load(file)[1] == models.load(tmp_path / file.relative_to(tiny.root))[1], file
+    assert tiny.curves("MNIST").read_bytes() == again.curves("MNIST").read_bytes()
+
+
+def test_weights_of_another_start_are_refused(tiny):
+    tensors, metadata = models.load(tiny.fine_tuned("MNIST"))
+    original = tiny.fine_tuned("MNIST").read_bytes()
+    try:
+        metadata.pop("digest")
+        models.save(tiny.fine_tuned("MNIST"), tensors, **{**metadata, "parent": "other"})
+        with pytest.raises(ValueError, match=r"MNIST\.safetensors was not fine-tuned from"):
+            tiny.path("MNIST")
+        tiny.fine_tuned("MNIST").write_bytes(original[:-1])
+        with pytest.raises(ValueError, match=r"MNIST\.safetensors cannot be read"):
+            tiny.path("MNIST")
+    finally:
+        tiny.fine_tuned("MNIST").write_bytes(original)
+
+
+def test_weights_of_another_architecture_are_refused(tiny):
+    wider = dataclasses.replace(
+        tiny.profile, vision={**tiny.profile.vision, "width": 64, "head_width": 16}
+    )
+    with pytest.raises(ValueError, match="not of the profile's architecture"):
+        dataclasses.replace(tiny, profile=wider).image_tower()
+
+
+def test_describe_counts_parameters(tiny):
+    described = results.read_json(tiny.results / "run.json")
+    tower = sum(p.numel() for p in tiny.image_tower().parameters())
+    assert described["image_tower_parameters"] == tower < described["parameters"]
+
+
+def test_splits_are_those_of_the_profile(tiny):
+    sizes = [len(tiny.load_split("MNIST", s).labels) for s in ("train", "validation", "test")]
+    assert sizes == [64, 50, 40]
+    assert tiny.load_split("MNIST", "test").images.dtype == torch.uint8

@@ -1,0 +1,155 @@
+"""The metrics: exact small cases, invariances, brute-force oracles, refusals."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from paintlib.metrics import (
+    backward_transfer,
+    forgetting,
+    gradient_similarity,
+    quasiconvexity_violation,
+)
+
+finite = st.floats(-1e3, 1e3, allow_nan=False)
+curves = hnp.arrays(np.float64, st.integers(0, 12), elements=finite)
+
+
+def test_gradient_similarity_is_the_cosine():
+    assert gradient_similarity([2.0, 0.0], [5.0, 0.0]) == 1.0
+    assert gradient_similarity([2.0, 0.0], [-5.0, 0.0]) == -1.0
+    assert gradient_similarity([2.0, 0.0], [0.0, 3.0]) == 0.0
+    assert gradient_similarity([1.0, 0.0], [3.0, 4.0]) == pytest.approx(0.6, rel=1e-15)
+
+
+def test_gradient_similarity_agrees_between_numpy_and_torch():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1000, generator=generator)
+    expected = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+    assert gradient_similarity(a, b.requires_grad_()) == pytest.approx(expected, rel=1e-12)
+    assert gradient_similarity(a.numpy(), b.detach().numpy()) == gradient_similarity(a, b)
+    assert gradient_similarity(a.bfloat16(), b) == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e200])
+def test_gradient_similarity_ignores_length(scale):
+    a, b = np.array([1.0, 2.0, -1.0]), np.array([0.5, 1.0, 1.0])
+    assert gradient_similarity(a * scale, b) == pytest.approx(gradient_similarity(a, b), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("displacement", "gradient", "message"),
+    [
+        ([0.0, 0.0], [1.0, 0.0], "displacement is zero"),
+        ([1.0, 0.0], [0.0, 0.0], "gradient is zero"),
+        ([1.0], [1.0, 2.0], "has 1 numbers but gradient has 2"),
+        ([1.0, np.nan], [1.0, 2.0], "1 numbers that are not finite.*index 1"),
+        ([[1.0]], [1.0], r"shape \(1, 1\); flatten"),
+        ([], [], "displacement is zero"),
+    ],
+)
+def test_gradient_similarity_refuses(displacement, gradient, message):
+    with pytest.raises(ValueError, match=message):
+        gradient_similarity(displacement, gradient)
+
+
+def test_backward_transfer_of_a_parabola_is_its_limit():
+    alphas = np.linspace(0, 1, 21)
+    losses = 2.0 - 0.8 * alphas + alphas**2
+    sampled = backward_transfer(alphas, losses, length=4.0)
+    assert sampled.alpha == 0.05
+    assert sampled.value == pytest.approx((0.8 - 0.05) / 4.0)
+    limit = backward_transfer(alphas, losses, length=4.0, slope_at_zero=-0.8)
+    assert limit == (0.2, 0.0)
+
+
+def test_backward_transfer_of_a_late_fall_is_sampled():
+    assert backward_transfer([0.0, 0.5, 1.0], [1.0, 1.2, 0.5], 2.0, 0.4) == (0.25, 1.0)
+
+
+def test_backward_transfer_of_a_rising_loss_is_negative():
+    assert backward_transfer([0.0, 0.5, 1.0], [1.0, 2.0, 4.0], 1.0, 1.5) == (-1.5, 0.0)
+
+
+def test_backward_transfer_limit_is_similarity_times_gradient_norm():
+    rng = np.random.default_rng(0)
+    start, end, centre = rng.normal(size=(3, 50))
+    alphas = np.linspace(0, 1, 101)
+    losses = [((start + a * (end - start) - centre) ** 2).sum() for a in alphas]
+    gradient = 2 * (start - centre)
+    length = float(np.linalg.norm(start - end))
+    slope = float(gradient @ (end - start))
+    transfer = backward_transfer(alphas, losses, length, slope)
+    expected = gradient_similarity(start - end, gradient) * np.linalg.norm(gradient)
+    assert transfer.alpha == 0.0
+    assert transfer.value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "losses", "length", "slope", "message"),
+    [
+        ([0.1, 1.0], [1.0, 1.0], 1.0, None, "must start at 0"),
+        ([0.0, 2.0], [1.0, 1.0], 1.0, None, "end by 1"),
+        ([0.0, 0.5, 0.5], [1.0] * 3, 1.0, None, "ascend"),
+        ([0.0], [1.0], 1.0, None, "at least one more"),
+        ([0.0, 1.0], [1.0], 1.0, None, "2 alphas and 1 losses"),
+        ([0.0, 1.0], [1.0, np.inf], 1.0, None, "losses has 1 numbers that are not finite"),
+        ([0.0, 1.0], [1.0, 1.0], 0.0, None, "length is 0.0"),
+        ([0.0, 1.0], [1.0, 1.0], 1.0, np.nan, "slope_at_zero is nan"),
+    ],
+)
+def test_backward_transfer_refuses(alphas, losses, length, slope, message):
+    with pytest.raises(ValueError, match=message):
+        backward_transfer(alphas, losses, length, slope)
+
+
+def test_forgetting_has_the_sign_of_the_harm():
+    assert forgetting((0.5, 0.75), (0.5, 0.75)) == (0.0, 0.0)
+    worse = forgetting((0.5, 0.75), (1.0, 0.5))
+    assert worse.loss == 1.0 and worse.accuracy == 0.25
+    better = forgetting((0.5, 0.75, 1000), (0.25, 0.875, 1000))
+    assert better == (-0.5, -0.125)
+
+
+@pytest.mark.parametrize(
+    ("zero_shot", "patched", "message"),
+    [
+        ((0.0, 1.0), (0.1, 1.0), "zero-shot loss is 0"),
+        ((0.5, 75.0), (0.5, 0.5), "zero-shot accuracy is 75.0; expected a fraction"),
+        ((0.5, 0.5), (np.nan, 0.5), "patched loss is nan"),
+    ],
+)
+def test_forgetting_refuses(zero_shot, patched, message):
+    with pytest.raises(ValueError, match=message):
+        forgetting(zero_shot, patched)
+
+
+@given(curves)
+def test_quasiconvexity_violation_equals_brute_force(values):
+    triples = itertools.combinations(values, 3)
+    expected = max((mid - max(left, right) for left, mid, right in triples), default=0.0)
+    assert quasiconvexity_violation(values) == max(0.0, expected)
+
+
+@given(curves, st.integers(0, 12))
+def test_quasiconvexity_violation_of_one_valley_is_zero(values, split):
+    falling, rising = np.sort(values[:split])[::-1], np.sort(values[split:])
+    bottom = [values.min()] if len(values) else []
+    assert quasiconvexity_violation([*falling, *bottom, *rising]) == 0.0
+
+
+def test_quasiconvexity_violation_has_the_unit_of_the_values():
+    values = np.array([3.0, 1.0, 2.0, 0.5, 4.0])
+    assert quasiconvexity_violation(values) == 1.0
+    assert quasiconvexity_violation(7 * values) == 7.0
+    assert quasiconvexity_violation(values[::-1]) == 1.0
+
+
+def test_quasiconvexity_violation_refuses_nan():
+    with pytest.raises(ValueError, match=r"values has 1 numbers that are not finite.*index 1"):
+        quasiconvexity_violation([0.0, np.nan, 1.0])

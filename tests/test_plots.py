@@ -1,0 +1,130 @@
+"""Figures and tables of the pages: repeatable bytes, honest labels, numbers that survive."""
+
+import copy
+import io
+import math
+import urllib.parse
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from paintlib import plots
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def pair():
+    alphas = np.linspace(0, 1, 21)
+    supported, patching = np.exp(alphas**2 - 1), 2 * np.exp(-2 * alphas)
+    total = supported / supported[0] + patching / patching[0]
+    best = {"alpha": float(alphas[total.argmin()]), "value": float(total.min())}
+
+    def task(loss):
+        score = [0.5] * 21
+        return {"classes": 10, "images": 100, "loss": loss.tolist(), "accuracy": score}
+
+    score = {"supported": {"loss": float(supported[5])}, "patching": {"loss": float(patching[5])}}
+    return {
+        "supported": "A", "patching": "B", "labels": {"supported": "µA", "patching": "µ<B>"},
+        "normalisation": "zero_shot",
+        "curves": {"alphas": alphas.tolist(), "supported": task(supported),
+                   "patching": task(patching)},
+        "solutions": {"exhaustive": best, "quintic": best}, "test": {"quintic": score},
+        "provenance": {"profile": "micro", "seed": 0, "commit": "abc", "device": "cpu",
+                       "versions": {"torch": "2"}, "wall_seconds": 1.5},
+    }  # fmt: skip
+
+
+def test_normalised_is_one_at_zero_shot_and_exact_at_samples(pair):
+    rows = plots.normalised(pair)
+    assert rows[:, 0].tolist() == [1.0, 1.0]
+    sampled = plots.normalised(pair, at=pair["curves"]["alphas"])
+    np.testing.assert_allclose(sampled, rows, rtol=1e-12)
+
+
+def test_normalised_interpolates_log_polynomial_losses_exactly(pair):
+    alpha = np.array([0.123, 0.777])
+    expected = np.array([np.exp(alpha**2 - 1), 2 * np.exp(-2 * alpha)])
+    np.testing.assert_allclose(plots.normalised(pair, "none", alpha), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["zero_shot", "log_classes", "minmax", "none"])
+def test_test_sum_uses_the_scales_of_validation(pair, kind):
+    pair["normalisation"] = kind
+    assert plots.test_sum(pair, "quintic") == pytest.approx(plots.normalised(pair)[:, 5].sum())
+
+
+def test_figures_have_the_same_bytes_twice(pair):
+    files = []
+    for _ in range(2):
+        plots.use_style()
+        fig, ax = plt.subplots()
+        plots.draw_curves(ax, pair)
+        file = io.BytesIO()
+        fig.savefig(file, format="svg", metadata={"Date": None})
+        plt.close(fig)
+        files.append(file.getvalue())
+    assert files[0] == files[1]
+
+
+def test_draw_curves_shows_answers_only_under_their_own_normalisation(pair):
+    for kind, lines in ((None, 5), ("zero_shot", 5), ("minmax", 3)):
+        fig, ax = plt.subplots()
+        plots.draw_curves(ax, pair, kind)
+        assert len(ax.lines) == lines
+        assert ax.get_xlabel() and ax.get_ylabel()
+        plt.close(fig)
+
+
+def test_colours_differ_in_lightness_or_hue():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert set(plots.ROLES) | set(plots.MARKERS) < set(plots.COLOURS)
+
+
+def test_correlation_matches_a_line_and_refuses_two_points():
+    found = plots.Correlation.of([1, 2, 3, 4], [2, 4, 6, 8.5])
+    assert found.spearman == pytest.approx(1) and 0.99 < found.pearson < 1
+    for x in ([1, 2], [1, 1, 1]):
+        none = plots.Correlation.of(x, range(len(x)))
+        assert math.isnan(none.pearson) and "not computable" in str(none)
+
+
+def test_p_text_hides_meaningless_digits():
+    assert [plots.p_text(p) for p in (1e-30, 0.0123, math.nan)] == ["< 0.0001", "= 0.012", "–"]
+
+
+def test_csv_link_holds_the_numbers_a_change_of_one_percent_shows_noise_does_not():
+    link = plots.csv_link(pd.DataFrame({"x": [1.0, 1 / 3]}), 'a"b')
+    text = urllib.parse.unquote(link.split("utf-8,")[1].split('"')[0])
+    assert pd.read_csv(io.StringIO(text))["x"].tolist() == [1.0, 0.33333333]
+    assert 'download="a&quot;b.csv"' in link
+
+    def of(x):
+        return plots.csv_link(pd.DataFrame({"x": [x]}), "n")
+
+    assert of(0.25) == of(0.25 * (1 + 1e-10)) != of(0.25 * 1.01)
+
+
+def test_table_escapes_names_and_shows_what_is_missing(pair):
+    frame = pd.DataFrame({"pair": [plots.name(pair)], "x": [math.nan], "hidden": [7]})
+    text = plots.table(frame, "t", {"x": "{:.1f}"}, [plots.page(pair)], ["pair", "x"]).data
+    body, download = text.split("</table>")
+    assert '<a href="../pairs/A-B.html">µA + µ&lt;B&gt;</a>' in body and "–" in body
+    assert "hidden" not in body and "hidden" in urllib.parse.unquote(download)
+
+
+def test_answer_names_the_profile(pair):
+    text = plots.answer([pair], "Yes.").data
+    assert "`micro`" in text and "no number here is a number of the paper" in text
+
+
+def test_provenance_footer_warns_where_pairs_disagree_and_never_shows_time(pair):
+    other = copy.deepcopy(pair)
+    other["provenance"] |= {"commit": "def", "wall_seconds": 9.5}
+    assert "disagree" not in plots.provenance_footer([pair, pair]).data
+    text = plots.provenance_footer([pair, other]).data
+    assert "disagree in commit" in text and "abc | def" in text and "9.5" not in text

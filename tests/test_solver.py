@@ -1,0 +1,561 @@
+"""The solvers: oracles, budgets, invariances, safety on hard functions, refusals."""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.polynomial import Polynomial
+from scipy import optimize
+
+from paintlib import solver
+from paintlib.solver import Evaluation, Status, brent, fit_parts, fit_quintic, grid, quintic
+
+BRACKETS = [(0.0, 1.0), (2.0, 3.0), (-5.0, -4.0)]
+DONE = {Status.CONVERGED, Status.AT_START, Status.AT_END}
+
+
+def paper(objective, bracket=(0.0, 1.0), **options):
+    return quintic(objective, bracket, variant="paper", **options)
+
+
+SOLVERS = {"quintic": quintic, "paper": paper, "grid": grid, "brent": brent}
+# Distance to the true minimum that each may have on a smooth function, and relative excess.
+ACCURACY = {
+    "quintic": (2e-3, 1e-5),
+    "paper": (2e-3, 1e-4),
+    "grid": (0.025 + 1e-9, 2e-2),
+    "brent": (2e-3, 1e-5),
+}
+
+
+class Counted:
+    """An objective that remembers where it was called."""
+
+    def __init__(self, function, shift=0.0, scale=1.0):
+        self.function, self.shift, self.scale = function, shift, scale
+        self.calls = []
+
+    def __call__(self, alpha):
+        self.calls.append(alpha)
+        return self.function((alpha - self.shift) / self.scale)
+
+
+def pair(supported=(-0.9, 0.5, 1.4, 0.1), patching=(0.2, -2.6, 0.4, 0.5), offset=0.0):
+    """Two tasks whose log-losses are polynomials: one is spoilt by patching, one repaired."""
+
+    def losses(a):
+        return tuple(math.exp(np.polyval(c[::-1], a)) + offset for c in (supported, patching))
+
+    return losses
+
+
+PROBLEMS = {
+    "pair": pair(),
+    "early": pair((0.3, 0.4, 2.0, 0.0), (0.1, -1.2, 0.5, 0.2)),
+    "late": pair((-1.9, 0.1, 0.6, 0.2), (0.2, -3.0, 0.3, 0.4)),
+    "offset": pair(offset=0.05),
+    "float": lambda a: sum(pair()(a)),
+    "parabola": lambda a: 1.0 + (a - 0.37) ** 2,
+    "quartic": lambda a: 1.0 + 3 * (a - 0.61) ** 2 + (a - 0.61) ** 4,
+    "cosh": lambda a: math.cosh(3 * (a - 0.42)),
+    "three": lambda a: (1 + a, (1 - a) ** 2 + 0.1, math.exp(-a)),
+}
+
+
+def truth(function, low=0.0, high=1.0):
+    """Return the minimum by a dense scan refined by golden section."""
+    x = np.linspace(low, high, 101)
+    total = [float(np.sum(function(a))) for a in x]
+    i = int(np.argmin(total))
+    if i in (0, len(x) - 1):
+        return float(x[i]), total[i]
+    result = optimize.minimize_scalar(
+        lambda a: float(np.sum(function(a))),
+        bounds=(x[i - 1], x[i + 1]),
+        method="bounded",
+        options={"xatol": 1e-11},
+    )
+    return float(result.x), min(float(result.fun), total[i])
+
+
+def evaluations(function, alphas):
+    return [
+        Evaluation(
+            float(a), math.fsum(np.atleast_1d(function(a))), tuple(np.atleast_1d(function(a)))
+        )
+        for a in alphas
+    ]
+
+
+@pytest.mark.parametrize("bracket", BRACKETS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_solves_every_problem(name, problem, bracket):
+    function = Counted(PROBLEMS[problem], shift=bracket[0])
+    solution = SOLVERS[name](function, bracket)
+    alpha, value = truth(PROBLEMS[problem])
+    near, excess = ACCURACY[name]
+    assert solution.status is Status.CONVERGED
+    assert solution.alpha - bracket[0] == pytest.approx(alpha, abs=near)
+    assert value * (1 - 1e-12) <= solution.value <= value * (1 + excess)
+    assert solution.bracket[0] < solution.alpha < solution.bracket[1]
+    assert solution.bracket[0] - 1e-9 <= alpha + bracket[0] <= solution.bracket[1] + 1e-9
+    assert solution.evaluations == len(function.calls) == len(set(function.calls))
+    assert [e.alpha for e in solution.fresh] == function.calls
+    assert solution.value == min(e.value for e in solution.trace)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_quintic_needs_six_evaluations_beyond_the_ends_at_worst(problem):
+    function = Counted(PROBLEMS[problem])
+    known = evaluations(PROBLEMS[problem], (0.0, 1.0))
+    solution = quintic(function, known=known)
+    assert solution.evaluations == len(function.calls) <= 6
+    assert solution.status is Status.CONVERGED
+    assert {0.0, 1.0}.isdisjoint(function.calls)
+
+
+def test_quintic_is_economical_on_log_polynomial_pairs():
+    rng = np.random.default_rng(0)
+    counts, excess, over_grid = [], [], []
+    while len(counts) < 300:
+        supported = (rng.uniform(-2, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.5, 2), 0.2)
+        patching = (
+            rng.uniform(-0.5, 0.7),
+            -rng.uniform(1, 4),
+            rng.uniform(0, 1),
+            rng.uniform(0, 0.5),
+        )
+        function = pair(supported, patching)
+        alpha, value = truth(function)
+        if not 0.02 < alpha < 0.98:
+            continue
+        solution = quintic(function, known=evaluations(function, (0.0, 1.0)))
+        counts.append(solution.evaluations)
+        excess.append(solution.value / value - 1)
+        over_grid.append(solution.value / grid(function).value - 1)
+    assert np.mean(counts) <= 4.0 and max(counts) <= 6
+    assert max(excess) <= 1e-5
+    assert max(over_grid) <= 1e-6
+
+
+def test_quintic_beats_brent_in_evaluations():
+    for function in (PROBLEMS["pair"], PROBLEMS["early"], PROBLEMS["late"]):
+        ends = evaluations(function, (0.0, 1.0))
+        assert quintic(function, known=ends).evaluations < brent(function).evaluations
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_paper_variant_improves_on_its_grid_by_one_evaluation(problem):
+    samples = grid(PROBLEMS[problem])
+    solution = paper(PROBLEMS[problem], known=samples.trace)
+    assert solution.evaluations == 1
+    assert solution.value < samples.value
+    assert solution.trace[:-1] == samples.trace
+
+
+def test_paper_variant_takes_the_root_of_the_quintic_in_the_smallest_bracket():
+    function = PROBLEMS["cosh"]
+    samples = grid(function)
+    low, high = samples.bracket
+    roots = fit_quintic(samples.trace).deriv().roots()
+    roots = [z.real for z in roots if abs(z.imag) < 1e-9 and low <= z.real <= high]
+    assert (low, high) == (0.35, 0.45)
+    assert len(roots) == 1
+    assert paper(function).fresh[-1].alpha == pytest.approx(roots[0], abs=1e-9)
+
+
+def test_paper_variant_samples_the_grid_itself():
+    function = Counted(PROBLEMS["pair"])
+    solution = paper(function, known=evaluations(function.function, (0.0, 1.0)))
+    assert len(function.calls) == solution.evaluations == 20
+    assert sorted([0.0, 1.0, *function.calls[:-1]]) == [i / 20 for i in range(21)]
+
+
+def test_fit_quintic_recovers_a_quintic():
+    exact = Polynomial([1.0, -2.0, 0.5, 1.0, 0.3, 0.2])
+    samples = evaluations(exact, np.linspace(0, 1, 21))
+    fitted = fit_quintic(reversed(samples))
+    assert fitted.degree() == 5
+    np.testing.assert_allclose(fitted.convert().coef, exact.coef, atol=1e-7)
+
+
+def test_fit_quintic_passes_through_the_six_samples_around_the_lowest():
+    samples = evaluations(lambda a: (a - 0.52) ** 2, np.linspace(0, 1, 11))
+    window = fit_quintic(samples).domain
+    assert tuple(window) == pytest.approx((0.3, 0.8))
+
+
+@pytest.mark.parametrize("points", [2, 3, 4, 5, 6])
+def test_fit_quintic_has_one_degree_less_than_points(points):
+    samples = evaluations(math.cosh, np.linspace(0, 1, points))
+    polynomial = fit_quintic(samples)
+    assert polynomial.degree() == points - 1
+    for sample in samples:
+        assert polynomial(sample.alpha) == pytest.approx(sample.value, rel=1e-12)
+
+
+def test_fit_parts_is_exact_for_log_polynomials():
+    function = pair()
+    fit = fit_parts(evaluations(function, np.linspace(0, 1, 6)))
+    assert fit.logs == (True, True)
+    x = np.linspace(0, 1, 50)
+    np.testing.assert_allclose(fit(x), [sum(function(a)) for a in x], rtol=1e-10)
+
+
+def test_fit_slope_is_the_derivative():
+    step = 1e-5
+    for function in (pair(), lambda a: (a - 0.5, math.exp(a))):
+        fit = fit_parts(evaluations(function, np.linspace(0, 1, 5)))
+        x = np.linspace(0.1, 0.9, 9)
+        difference = (fit(x + step) - fit(x - step)) / (2 * step)
+        np.testing.assert_allclose(fit.slope(x), difference, rtol=1e-6, atol=1e-8)
+
+
+def test_fit_drops_the_logarithm_where_a_part_touches_zero():
+    fit = fit_parts(evaluations(lambda a: (a * a, 1 + a), (0.0, 0.5, 1.0)))
+    assert fit.logs == (False, True)
+    valley = fit_parts(evaluations(lambda a: ((a - 0.3) ** 2 + 1e-4,), (0.0, 0.25, 0.5, 0.75, 1.0)))
+    assert valley.logs == (False,)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.05, 0.01, 0.25, 1.0, 0.125])
+@pytest.mark.parametrize("bracket", [*BRACKETS, (0.0, 3.0)])
+def test_grid_visits_exact_multiples_and_both_ends(bracket, step):
+    visited = [e.alpha for e in grid(lambda a: a * a, bracket, step=step).trace]
+    count = round((bracket[1] - bracket[0]) / step)
+    assert len(visited) == count + 1
+    assert (visited[0], visited[-1]) == bracket
+    assert all(float(f"{alpha:.10g}") == alpha for alpha in visited)
+    assert visited == sorted(visited)
+
+
+def test_grid_returns_the_lowest_sample():
+    function = PROBLEMS["cosh"]
+    solution = grid(function, step=0.1)
+    assert solution.alpha == 0.4
+    assert solution.bracket == (0.3, 0.5)
+    assert solution.value == min(function(i / 10) for i in range(11))
+
+
+@pytest.mark.parametrize("step", [1 / 3, 1 / 7])
+def test_grid_accepts_a_step_without_short_decimals(step):
+    visited = [e.alpha for e in grid(lambda a: a, step=step).trace]
+    np.testing.assert_allclose(visited, np.arange(round(1 / step) + 1) * step, rtol=1e-15)
+    assert visited[-1] == 1.0
+
+
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+def test_known_evaluations_are_not_paid_twice(name):
+    function = Counted(PROBLEMS["pair"])
+    first = SOLVERS[name](function)
+    again = Counted(PROBLEMS["pair"])
+    second = SOLVERS[name](again, known=first.trace)
+    assert second.evaluations == len(again.calls) <= (1 if name != "grid" else 0)
+    assert second.value <= first.value
+    assert {e.alpha for e in first.trace}.isdisjoint(again.calls)
+
+
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+def test_a_known_minimum_is_returned(name):
+    function = PROBLEMS["pair"]
+    alpha, _ = truth(function)
+    known = evaluations(function, (0.0, alpha, 1.0))
+    assert SOLVERS[name](function, known=known).value <= known[1].value
+
+
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+def test_known_drifted_grid_points_count(name):
+    known = evaluations(PROBLEMS["pair"], [0.05 * i for i in range(21)])
+    assert SOLVERS[name](PROBLEMS["pair"], known=known).evaluations <= (0 if name == "grid" else 1)
+
+
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+def test_known_evaluations_outside_the_bracket_are_ignored(name):
+    known = evaluations(PROBLEMS["pair"], (-1.0, 0.0, 1.0, 2.0))
+    inner = known[1:3]
+    assert SOLVERS[name](PROBLEMS["pair"], known=known) == SOLVERS[name](
+        PROBLEMS["pair"], known=inner
+    )
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("bracket", BRACKETS)
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_a_minimum_at_an_end_is_found(name, bracket, slope):
+    solution = SOLVERS[name](lambda a: (2 + slope * (a - bracket[0]), 1.0), bracket)
+    end = bracket[0] if slope > 0 else bracket[1]
+    assert solution.status is (Status.AT_START if slope > 0 else Status.AT_END)
+    assert solution.alpha == (pytest.approx(end, abs=1e-3) if name == "brent" else end)
+    assert end in solution.bracket
+
+
+def test_quintic_certifies_an_end_by_a_step_of_xtol():
+    solution = quintic(lambda a: 1 + a + a * a, xtol=1e-3)
+    assert solution.bracket == (0.0, 1e-3)
+    hidden = quintic(lambda a: 1 + (a - 0.004) ** 2)
+    assert hidden.status is Status.CONVERGED
+    assert hidden.alpha == pytest.approx(0.004, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_flat_objective_says_so(name):
+    solution = SOLVERS[name](lambda a: (0.3, 0.7))
+    assert solution.status is Status.FLAT
+    assert solution.value == 1.0
+
+
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+def test_two_valleys_are_reported(name):
+    samples = grid(lambda a: 1 + math.cos(4 * math.pi * a) - 0.2 * a).trace
+    solution = SOLVERS[name](
+        lambda a: 1 + math.cos(4 * math.pi * a) - 0.2 * a,
+        known=[Evaluation(e.alpha, e.value, e.parts) for e in samples],
+    )
+    assert solution.status is Status.NOT_QUASICONVEX
+    assert "grid(step=0.01)" in solution.status.value
+    assert solution.alpha == pytest.approx(0.755, abs=0.02)
+
+
+def test_rounding_is_not_called_a_second_valley():
+    rng = np.random.default_rng(0)
+    noisy = {a: 1 + (a - 0.5) ** 2 + 1e-9 * rng.normal() for a in np.linspace(0, 1, 21)}
+    known = [Evaluation(float(a), v, (v,)) for a, v in noisy.items()]
+    assert grid(lambda a: math.nan, known=known).status is Status.CONVERGED
+
+
+def test_an_exhausted_budget_is_reported():
+    def kink(a):
+        return 1 + abs(a - 0.3)
+
+    for solution in (quintic(kink, max_evals=4), brent(kink, xtol=1e-6, max_evals=5)):
+        assert solution.status is Status.BUDGET
+        assert solution.evaluations <= 5
+        assert "raise max_evals" in solution.status.value
+    assert quintic(kink, max_evals=60).status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("max_evals", [2, 3, 4, 5, 6, 7, 20])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_quintic_keeps_any_budget(problem, max_evals):
+    function = Counted(PROBLEMS[problem])
+    solution = quintic(function, max_evals=max_evals)
+    assert len(function.calls) == solution.evaluations <= max_evals
+
+
+@pytest.mark.parametrize("bracket", [(2.0, 3.0), (-5.0, -4.0), (1000.0, 1001.0)])
+@pytest.mark.parametrize("name", ["quintic", "paper", "grid"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_translation_changes_nothing(name, problem, bracket):
+    here = SOLVERS[name](PROBLEMS[problem])
+    there = SOLVERS[name](Counted(PROBLEMS[problem], shift=bracket[0]), bracket)
+    assert there.evaluations == here.evaluations
+    visited = [e.alpha - bracket[0] for e in there.trace]
+    np.testing.assert_allclose(visited, [e.alpha for e in here.trace], atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 7.0, 1e6])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_scale_changes_nothing(problem, scale):
+    here = quintic(PROBLEMS[problem])
+    there = quintic(Counted(PROBLEMS[problem], scale=scale), (0.0, scale), xtol=1e-3 * scale)
+    np.testing.assert_allclose(
+        [e.alpha / scale for e in there.trace], [e.alpha for e in here.trace], atol=1e-6
+    )
+    weighted = quintic(lambda a: [scale * part for part in np.atleast_1d(PROBLEMS[problem](a))])
+    np.testing.assert_allclose(
+        [e.alpha for e in weighted.trace], [e.alpha for e in here.trace], atol=1e-6
+    )
+
+
+def test_mirrored_objective_has_the_mirrored_minimum():
+    for function in PROBLEMS.values():
+        ahead = quintic(function).alpha
+        assert quintic(lambda a, f=function: f(1 - a)).alpha == pytest.approx(1 - ahead, abs=2e-3)
+
+
+# Generated functions -----------------------------------------------------------------------------
+
+unit = st.floats(0.0, 1.0)
+
+
+@st.composite
+def nasty(draw):
+    """Return a function on [0, 1] of a kind that solvers get wrong."""
+    kind = draw(st.integers(0, 8))
+    centre, width, height = draw(unit), draw(st.floats(1e-3, 1.0)), draw(st.floats(0.0, 2.0))
+    seed = draw(st.integers(0, 2**16))
+    return [
+        lambda a: 1.0 + height,
+        lambda a: 1.0 + height * a,
+        lambda a: 3.0 - height * a**3,
+        lambda a: 1.0 + abs(a - centre),
+        lambda a: 1.0 + math.exp(-min(a / width * 20, 700)) + height * a,
+        lambda a: (
+            2.0 - math.exp(-(((a - centre) / width) ** 2)) - 0.5 * math.exp(-50 * (a - 0.9) ** 2)
+        ),
+        lambda a: 1.0 + (a - centre) ** 2 + 0.1 * height * math.sin(1e4 * (a + seed)),
+        lambda a: float(np.random.default_rng([seed, round(a * 2**40)]).random()),
+        lambda a: float(a < centre) + 0.5,
+    ][kind]
+
+
+@settings(max_examples=2000, deadline=None)
+@given(nasty(), st.sampled_from(BRACKETS), st.booleans())
+def test_quintic_is_safe_on_nasty_functions(function, bracket, two_parts):
+    def objective(a):
+        value = function(min(max(a - bracket[0], 0.0), 1.0))
+        return (0.5 * value, value) if two_parts else value
+
+    counted = Counted(objective)
+    known = evaluations(objective, bracket)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solution = quintic(counted, bracket, known=known)
+    assert len(counted.calls) == solution.evaluations <= 6
+    assert all(bracket[0] < a < bracket[1] for a in counted.calls)
+    assert len(set(counted.calls)) == len(counted.calls)
+    assert solution.value == min(e.value for e in solution.trace) <= min(e.value for e in known)
+    assert math.fsum(np.atleast_1d(objective(solution.alpha))) == solution.value
+    assert solution.bracket[0] <= solution.alpha <= solution.bracket[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(nasty(), st.lists(unit, max_size=12, unique_by=lambda a: round(a, 6)), st.integers(2, 30))
+def test_quintic_is_never_worse_than_known(function, alphas, max_evals):
+    known = evaluations(function, alphas)
+    solution = quintic(function, known=known, max_evals=max_evals)
+    assert solution.evaluations <= max_evals
+    assert all(solution.value <= sample.value for sample in known)
+    assert set(known) <= set(solution.trace)
+
+
+@settings(max_examples=300, deadline=None)
+@given(nasty())
+def test_paper_variant_is_never_worse_than_its_grid(function):
+    samples = grid(function)
+    solution = paper(function, known=samples.trace)
+    assert solution.evaluations <= 1
+    assert solution.value <= samples.value
+
+
+@st.composite
+def smooth(draw):
+    """Return a smooth quasi-convex pair: convex log-losses, one rising and one falling."""
+    rise, bend = draw(st.floats(0.2, 2.0)), draw(st.floats(0.2, 2.0))
+    fall, curl = draw(st.floats(0.5, 3.5)), draw(st.floats(0.0, 0.6))
+    level = draw(st.floats(-2.0, 1.0))
+    return pair((level, rise - bend / 2, bend, 0.1), (0.3, -fall, curl, 0.1))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(smooth())
+def test_quintic_finds_the_minimum_of_smooth_pairs(function):
+    solution = quintic(function, known=evaluations(function, (0.0, 1.0)))
+    _, value = truth_fast(function)
+    assert solution.status in DONE or solution.evaluations == 6
+    assert solution.evaluations <= 6
+    assert solution.value <= value * (1 + 1e-5)
+
+
+def truth_fast(function):
+    """Return the minimum of a convex function by Brent to rounding."""
+    result = optimize.minimize_scalar(
+        lambda a: sum(function(a)), bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-9}
+    )
+    candidates = [(sum(function(a)), a) for a in (0.0, float(result.x), 1.0)]
+    value, alpha = min(candidates)
+    return alpha, value
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("bracket", [(1.0, 0.0), (0.5, 0.5), (0.0, math.inf), (math.nan, 1.0)])
+def test_a_bad_bracket_is_refused(name, bracket):
+    with pytest.raises(ValueError, match="give two finite ends, the lower first"):
+        SOLVERS[name](lambda a: a, bracket)
+
+
+@pytest.mark.parametrize("name", ["quintic", "brent"])
+@pytest.mark.parametrize("xtol", [0.0, -1e-3, math.nan, 2.0, 1e-12])
+def test_a_bad_xtol_is_refused(name, xtol):
+    with pytest.raises(ValueError, match=r"xtol is .* must be below the bracket's width 1.0"):
+        SOLVERS[name](lambda a: a, xtol=xtol)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (0.3, "does not divide .* use 0.25"),
+        (0.0, "must be positive"),
+        (-0.1, "must be positive"),
+        (2.0, "at most 1.0"),
+        (math.nan, "must be positive"),
+    ],
+)
+def test_a_bad_step_is_refused(step, message):
+    with pytest.raises(ValueError, match=message):
+        grid(lambda a: a, step=step)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_names_its_alpha(name, bad):
+    with pytest.raises(ValueError, match=r"not finite at alpha = 0\.\d+: \(1.0, (nan|-?inf)\)"):
+        SOLVERS[name](lambda a: (1.0, bad if 0.2 < a < 0.9 else 1.0 + a))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_changing_number_of_parts_is_refused(name):
+    lengths = itertools.cycle([2, 2, 3])
+    with pytest.raises(ValueError, match=r"has 3 parts at alpha = .* but 2 at"):
+        SOLVERS[name](lambda a: [1.0 + a] * next(lengths))
+    with pytest.raises(ValueError, match="has no part"):
+        SOLVERS[name](lambda a: ())
+
+
+def test_bad_known_evaluations_are_refused():
+    with pytest.raises(ValueError, match=r"not finite at alpha = 0.5"):
+        quintic(lambda a: a, known=[Evaluation(0.5, math.nan, (math.nan,))])
+    with pytest.raises(ValueError, match=r"has 1 parts at alpha = 1.0 but 2 at alpha = 0.0"):
+        quintic(lambda a: a, known=[Evaluation(0.0, 2.0, (1.0, 1.0))], max_evals=2)
+    with pytest.raises(ValueError, match="not the sum of its parts"):
+        grid(lambda a: a, known=[Evaluation(0.5, 2.0, (0.5,))])
+    with pytest.raises(ValueError, match="known twice"):
+        grid(lambda a: a, known=[Evaluation(0.5, 1.0, (1.0,)), Evaluation(0.5, 2.0, (2.0,))])
+
+
+def test_a_budget_too_small_is_refused():
+    with pytest.raises(ValueError, match="max_evals is 1, but this search needs at least 2"):
+        quintic(lambda a: a, max_evals=1)
+    with pytest.raises(ValueError, match="needs at least 22"):
+        paper(lambda a: a, max_evals=21)
+    with pytest.raises(ValueError, match="needs at least 2"):
+        brent(lambda a: a, max_evals=1)
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="unknown variant 'cubic'; choose 'parts' or 'paper'"):
+        quintic(lambda a: a, variant="cubic")
+
+
+def test_a_fit_refuses_too_few_or_equal_samples():
+    with pytest.raises(ValueError, match="1 samples given"):
+        fit_quintic([Evaluation(0.0, 1.0, (1.0,))])
+    with pytest.raises(ValueError, match="sampled twice"):
+        fit_parts([Evaluation(0.5, 1.0, (1.0,))] * 2)
+
+
+def test_a_solution_is_frozen():
+    with pytest.raises(AttributeError):
+        grid(lambda a: a).alpha = 0.5
+
+
+def test_every_status_gives_advice():
+    assert all(" " in status.value for status in solver.Status)
