@@ -1,4 +1,4 @@
-"""Command line: `python -m paintlib book` runs a whole profile; the other commands are its steps."""
+"""Command line: `python -m paintlib book` runs a profile; the other commands are its steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from paintlib.experiment import Run
@@ -94,7 +95,7 @@ def _status(options: argparse.Namespace) -> None:
     _write_csv(run.results / "versions.csv", ("package", "version"), versions)
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
