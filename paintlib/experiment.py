@@ -17,8 +17,7 @@ from paintlib.interpolation import WeightPath
 from paintlib.losses import PairObjective, Score, TaskLoss, known_scores
 from paintlib.profiles import ALPHAS, Profile, get, run_name
 from paintlib.tasks import Split, micro
-
-SPLITS = ("train", "validation", "test")
+from paintlib.tasks.micro import SPLITS
 
 
 @dataclass(frozen=True)
@@ -380,10 +379,8 @@ class Pair:
     def metrics(self, objective: PairObjective) -> dict[str, Any]:
         """Return the pair's metrics (paper, section 5) on validation images."""
         alphas, length = self.curves["alphas"], self.curves["length"]
-        curve, gradient = (
-            self.curves["tasks"][self.supported],
-            self.curves["gradients"][self.supported],
-        )
+        curve = self.curves["tasks"][self.supported]
+        gradient = self.curves["gradients"][self.supported]
         transfer = metrics.backward_transfer(alphas, curve["loss"], length, gradient["slope"])
         ends = [(curve["loss"][i], curve["accuracy"][i]) for i in (0, -1)]
         parts = [objective(alpha) for alpha in alphas]

@@ -163,8 +163,8 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     }[kind]()
     if not (math.isfinite(unit) and math.isfinite(offset) and unit > 0):
         raise ValueError(
-            f"the {kind!r} normalisation has the scale {unit}: the task's loss is zero, constant or "
-            "not finite along the path; choose another normalisation"
+            f"the {kind!r} normalisation has the scale {unit}: the task's loss is zero, constant "
+            "or not finite along the path; choose another normalisation"
         )
     return Normaliser(float(offset), float(unit))
 

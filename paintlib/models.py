@@ -96,7 +96,8 @@ def zero_shot_head(model: CLIP, tokenize: Callable[[list[str]], Tensor], task: T
     prompts = [prompt for name in task.classnames for prompt in task.prompts(name)]
     features = F.normalize(model.encode_text(tokenize(prompts)), dim=-1)
     rows = features.view(len(task.classnames), len(task.templates), -1).mean(1)
-    return F.normalize(rows, dim=-1) * model.logit_scale.exp()
+    head: Tensor = F.normalize(rows, dim=-1) * model.logit_scale.exp()
+    return head
 
 
 def to_input(images: Tensor) -> Tensor:

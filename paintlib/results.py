@@ -42,7 +42,7 @@ def read_pair(path: Path | str) -> dict[str, Any]:
     """Read one pair's record.
 
     Raises:
-        ValueError: the file is missing, truncated or not of the schema; it is named with the remedy.
+        ValueError: the file is missing, truncated or not of the schema; it is named.
     """
     record = read_json(path)
     _check(record, path)

@@ -293,16 +293,16 @@ def _search(record: _Record, xtol: float) -> Status:
         if not record.budget:
             return Status.BUDGET
         steps.append(abs(target - best.alpha))
-        promised = (math.nan, math.nan)
         if still and best.alpha in (low, high):
             # A step of xtol inwards is the cheapest proof that an end is the minimum.
             trial = min(low + xtol, b) if best.alpha == low else max(high - xtol, a)
-        elif record.has(target) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
-            trial = record.widest_gap()
-            steps.clear()
         else:
             trial = target
             promised = (target, float(fit(target)))
+        if record.has(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
+            trial = record.widest_gap()
+            promised = (math.nan, math.nan)
+            steps.clear()
         record(trial)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,8 @@ def pretrain(
         distinct, position = torch.unique(captions[rows], return_inverse=True)
         image = F.normalize(model.encode_image(models.to_input(images[rows])), dim=-1)
         text = F.normalize(model.encode_text(tokens[distinct]), dim=-1)[position]
-        return contrastive(image, text, model.logit_scale.exp())
+        value: Tensor = contrastive(image, text, model.logit_scale.exp())
+        return value
 
     def clamp() -> None:
         model.logit_scale.clamp_(0, math.log(100))
@@ -161,8 +162,9 @@ def _fit(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decayed = [p for p in named.values() if p.ndim >= 2 or not spare]
     plain = [p for p in named.values() if p.ndim < 2 and spare]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(
-        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        groups,
         lr=recipe.learning_rate,
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,

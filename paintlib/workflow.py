@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 from filelock import FileLock, Timeout
 
@@ -79,9 +79,7 @@ def _snakemake(run: Run, cores: int) -> int:
             file=sys.stderr,
         )
         return process.returncode
-    home = run.root / (
-        "book" if run.name == "micro" else run.artifacts.relative_to(run.root) / "book"
-    )
+    home = (run.artifacts if run.name != "micro" else run.root) / "book"
     print(f"{progress.clock()}  the book is at {(home / '_build/html/index.html').resolve()}")
     return 0
 
@@ -95,7 +93,7 @@ def expected_seconds(run: Run) -> dict[str, float]:
                 rows = list(csv.DictReader(stream))
             break
     jobs = Counter("summary" if row["step"] == "page" else row["step"] for row in rows)
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     for row in rows:
         totals["summary" if row["step"] == "page" else row["step"]] += float(row["seconds"])
     return {step: totals[step] / count for step, count in jobs.items()}
