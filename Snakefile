@@ -15,7 +15,7 @@ SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions twins"
 PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
 SUPPORTED, PATCHING = run.profile.supported, run.profile.patching
 
-PAINT = f"PYTHONPATH=. OMP_WAIT_POLICY=passive {sys.executable} -m paintlib"
+PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 RUN = f"--profile {PROFILE} --seed {SEED}"
 TASKS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]

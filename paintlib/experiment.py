@@ -419,6 +419,8 @@ def _use_threads(count: int) -> None:
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)  # tiny moments of AdamW are slow otherwise
     torch.use_deterministic_algorithms(True)
+    # filling fresh memory is a debugging aid, and slow
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _plain(score: Score) -> dict[str, float]:

@@ -113,7 +113,7 @@ class Fit:
         x = np.asarray(alpha, float)
         # (exp p)' = p' exp p
         terms = [
-            p.deriv()(x) * (np.exp(p(x)) if log else 1.0)
+            p.deriv()(x) * (_exp(p(x)) if log else 1.0)
             for p, log in zip(self.polynomials, self.logs, strict=True)
         ]
         return np.asarray(sum(terms))
@@ -133,7 +133,7 @@ class Fit:
         return float(min([*roots, low, high], key=lambda a: float(self(a))))
 
     def _total(self, fitted: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        terms = [np.exp(f) if log else f for f, log in zip(fitted, self.logs, strict=True)]
+        terms = [_exp(f) if log else f for f, log in zip(fitted, self.logs, strict=True)]
         return np.asarray(sum(terms))
 
 
@@ -186,6 +186,11 @@ def fit_parts(samples: Iterable[Evaluation]) -> Fit:
     )
 
 
+def _exp(x: ArrayLike) -> NDArray[np.float64]:
+    """Return e^x, held below the overflow that a fit to a steep part can reach between samples."""
+    return np.exp(np.minimum(x, 600.0))
+
+
 def _log_is_smoother(alphas: Sequence[float], part: Sequence[float], probe: int) -> bool:
     """Return whether a fit to log(part) predicts the sample `probe`, left out, well enough."""
     if min(part) <= 0:
@@ -194,7 +199,7 @@ def _log_is_smoother(alphas: Sequence[float], part: Sequence[float], probe: int)
         return True
     kept = [i for i in range(len(alphas)) if i != probe]
     x, y = [alphas[i] for i in kept], np.asarray([part[i] for i in kept])
-    with_log = math.exp(min(_interpolate(x, np.log(y))(alphas[probe]), 700.0))
+    with_log = float(_exp(_interpolate(x, np.log(y))(alphas[probe])))
     without = float(_interpolate(x, y)(alphas[probe]))
     return abs(with_log - part[probe]) <= 3 * abs(without - part[probe])
 
@@ -217,11 +222,12 @@ def quintic(
     `parts` (default) spends few evaluations. It starts from the ends and 0.55 of the way, fits each
     task's log-loss by a polynomial through the (at most six) samples around the lowest one, takes
     the root of the derivative of the fitted *sum* inside the bracket, evaluates there, and fits
-    again. It stops when an evaluated root moves by at most `xtol` in the next fit, had the value
-    that was predicted (to 1e-3), and promises a further gain of at most 5e-7 of the value. Where
-    the steps of the fits do not shrink, a golden section of the widest gap in the bracket is
-    evaluated instead, so that the search ends on any function. A minimum at an end is certified by
-    an evaluation at distance `xtol` from it.
+    again. It stops when the root is within `xtol` of the best point and promises a gain of at most
+    5e-7 of the value, and the fit without that point had its root there too (within `xtol`) and
+    foretold its value (to 1e-3): a root is verified before it is believed. Where the steps of the
+    fits do not shrink, a golden section of the widest gap in the bracket is evaluated instead, so
+    that the search ends on any function. A minimum at an end is certified by an evaluation at
+    distance `xtol` from it.
 
     `paper` follows the text. The paper's: the smallest bracketing interval, the quintic of the
     sum, the root of its derivative. Our choices where it is silent: the samples are those of the
@@ -273,7 +279,6 @@ def _search(record: _Record, xtol: float) -> Status:
         if not record.budget:
             return Status.BUDGET
         record(low + FIRST * (high - low))
-    promised = (math.nan, math.nan)  # the last root that was evaluated, and the value predicted
     steps: list[float] = []
     while True:
         best, (a, b) = record.best(), record.bracket()
@@ -284,26 +289,30 @@ def _search(record: _Record, xtol: float) -> Status:
         fit = fit_parts(record.samples)
         target = fit.minimum(a, b)
         still = abs(target - best.alpha) <= xtol
-        if still and low < best.alpha < high and len(record.samples) >= POINTS - 1:
-            scale = max(abs(best.value), record.span())
-            kept = abs(promised[0] - best.alpha) <= xtol
-            kept = kept and abs(promised[1] - best.value) <= AGREE * scale
-            if kept and best.value - float(fit(target)) <= GAIN * scale:
-                return Status.CONVERGED
+        gain = best.value - float(fit(target))
+        if still and gain <= GAIN * record.scale() and _foreseen(record, xtol):
+            return Status.CONVERGED
         if not record.budget:
             return Status.BUDGET
         steps.append(abs(target - best.alpha))
+        trial = target
         if still and best.alpha in (low, high):
             # A step of xtol inwards is the cheapest proof that an end is the minimum.
             trial = min(low + xtol, b) if best.alpha == low else max(high - xtol, a)
-        else:
-            trial = target
-            promised = (target, float(fit(target)))
         if record.has(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
             trial = record.widest_gap()
-            promised = (math.nan, math.nan)
             steps.clear()
         record(trial)
+
+
+def _foreseen(record: _Record, xtol: float) -> bool:
+    """Return whether a fit that has not seen the best point puts its minimum there all the same."""
+    best = record.best()
+    if best.alpha in (record.low, record.high) or len(record.samples) < POINTS - 1:
+        return False
+    fit = fit_parts(sample for sample in record.samples if sample is not best)
+    near = abs(fit.minimum(*record.bracket()) - best.alpha) <= xtol
+    return near and abs(float(fit(best.alpha)) - best.value) <= AGREE * record.scale()
 
 
 def _paper(record: _Record, max_evals: int | None) -> Solution:
@@ -470,6 +479,10 @@ class _Record:
         """Return the difference of the largest and the smallest value."""
         values = [sample.value for sample in self.samples]
         return max(values) - min(values)
+
+    def scale(self) -> float:
+        """Return the size against which small differences of values are judged."""
+        return max(abs(self.best().value), self.span())
 
     def flat(self) -> bool:
         """Return whether all values are equal up to rounding."""

@@ -302,6 +302,14 @@ def test_quintic_certifies_an_end_by_a_step_of_xtol():
     assert hidden.alpha == pytest.approx(0.004, abs=1e-3)
 
 
+@pytest.mark.parametrize("edge", [0.2, 0.6, 0.95])
+def test_a_plateau_at_an_end_does_not_trap_quintic(edge):
+    for function in (lambda a: 1.0 + (a > edge), lambda a: 1.0 + (a < 1 - edge)):
+        solution = quintic(function, max_evals=40)
+        assert solution.value == 1.0
+        assert solution.evaluations <= 40
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_flat_objective_says_so(name):
     solution = SOLVERS[name](lambda a: (0.3, 0.7))

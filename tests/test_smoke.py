@@ -1,0 +1,139 @@
+"""The smoke profile end to end, through the Snakefile and the notebooks of every profile."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from paintlib import results
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.workflow
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+def book(folder: Path) -> subprocess.CompletedProcess[str]:
+    return call(folder, "paintlib", "book", "--profile", "smoke")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project without anything that was run, built once in the smoke profile."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("paintlib", "notebooks", "book", "results"):
+        unwanted = shutil.ignore_patterns("_build", "__pycache__", "smoke", ".ipynb_checkpoints")
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted, symlinks=True)
+    for name in ("Snakefile", "_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, folder / name)
+    done = book(folder)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return folder, done.stdout
+
+
+def test_run_shows_progress_and_prints_the_path_of_the_book(project):
+    folder, output = project
+    assert re.search(r"\d+:\d\d  step 20 of 20 done \(book\)", output)
+    index = re.search(r"the book is at (\S+)$", output.strip())[1]
+    assert Path(index) == folder / "artifacts/smoke/book/_build/html/index.html"
+    assert Path(index).stat().st_size > 5000
+
+
+def test_results_follow_the_schema_and_the_solver_keeps_its_promise(project):
+    pairs = results.read_pairs(project[0] / "results" / "smoke")
+    assert len(pairs) == 4
+    for pair in pairs:
+        found = pair["solutions"]
+        assert found["quintic"]["value"] <= min(row[1] for row in found["quintic"]["trace"])
+        assert found["paper"]["value"] <= found["exhaustive"]["value"]
+        assert pair["provenance"]["profile"] == "smoke"
+
+
+def test_pages_carry_the_names_of_their_pairs(project):
+    page = project[0] / "artifacts/smoke/book/_build/html/pairs/CIFAR10-SVHN.html"
+    assert "<h1>µCIFAR10 + µSVHN" in page.read_text(encoding="utf-8")
+
+
+def test_second_run_has_nothing_to_do(project):
+    done = book(project[0])
+    assert done.returncode == 0 and "step 1" not in done.stdout, done.stdout
+
+
+def test_changed_notebook_reruns_itself_and_what_follows_only(project):
+    folder, _ = project
+    source = folder / "notebooks" / "table1.md"
+    text = source.read_text(encoding="utf-8")
+    try:
+        source.write_text(text + "\nOne more sentence.\n", encoding="utf-8")
+        plan = call(folder, "snakemake", "--dry-run", "--quiet", "host", "--config",
+                    "profile=smoke", "seed=0").stdout  # fmt: skip
+    finally:
+        source.write_text(text, encoding="utf-8")
+    rules = set(re.findall(r"^(?:local)?rule (\w+):", plan, flags=re.M))
+    assert rules == {"summary", "status", "book"}, plan
+
+
+def test_failing_notebook_fails_the_build_and_keeps_its_traceback(project):
+    folder, _ = project
+    source = folder / "notebooks" / "figure1.md"
+    text = source.read_text(encoding="utf-8")
+    try:
+        source.write_text(
+            text + "\n```{code-cell} ipython3\nraise KeyError('on purpose')\n```\n", "utf-8"
+        )
+        done = book(folder)
+    finally:
+        source.write_text(text, encoding="utf-8")
+    assert done.returncode != 0
+    report = folder / "artifacts/smoke/failed/figure1.txt"
+    assert "on purpose" in report.read_text(encoding="utf-8")
+    assert "failed/figure1.txt" in done.stdout
+    assert not (folder / "artifacts/smoke/book/results/figure1.ipynb").exists()
+    assert book(folder).returncode == 0  # goes on where it stopped
+
+
+def test_damaged_weights_are_named_and_nothing_is_read_half(project):
+    folder, _ = project
+    weights = folder / "artifacts/smoke/fine_tuned/SVHN.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[: len(whole) // 2])
+        done = call(folder, "paintlib", "curves", "--profile", "smoke", "SVHN")
+    finally:
+        weights.write_bytes(whole)
+    assert done.returncode == 1
+    assert re.search(r"SVHN\.safetensors cannot be read .* delete it and run", done.stdout)
+
+
+def test_smoke_pages_are_reproduced_by_nbval(project):
+    folder, _ = project
+    pages = sorted((folder / "artifacts/smoke/book").glob("*/*.ipynb"))
+    pages = [p for p in pages if p.parent.name in ("pairs", "results")]
+    assert len(pages) == 11
+    done = call(folder, "pytest", "--nbval", "-q", "-p", "no:cacheprovider", *map(str, pages))
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_pages_are_byte_stable(project):
+    folder, _ = project
+    page = folder / "artifacts/smoke/book/pairs/CIFAR10-MNIST.ipynb"
+    before = page.read_bytes()
+    assert nbformat.reads(before.decode(), as_version=4).cells[0].source.startswith("# µCIFAR10")
+    page.unlink()
+    assert book(folder).returncode == 0
+    assert page.read_bytes() == before
