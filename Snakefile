@@ -120,7 +120,7 @@ rule pair:
     benchmark:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     shell:
-        "{PAINT} page {RUN} notebooks/pair.md {output[0]} --title '{params.title}'"
+        "{PAINT} page --failures {A}/failed notebooks/pair.md {output[0]} --title '{params.title}'"
         " -p root {UP} -p profile {PROFILE} -p seed {SEED}"
         " -p supported {wildcards.supported} -p patching {wildcards.patching}"
 
@@ -138,7 +138,7 @@ rule summary:
     benchmark:
         f"{A}/benchmarks/page.{{summary}}.tsv"
     shell:
-        "{PAINT} page {RUN} {input.source} {output} -p results {UP}/{R}"
+        "{PAINT} page --failures {A}/failed {input.source} {output} -p results {UP}/{R}"
 
 
 rule status:

@@ -8,8 +8,12 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paintlib.experiment import Run
+if TYPE_CHECKING:
+    from paintlib.experiment import Run
+
+# torch takes seconds to import, so each command imports what it needs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
+    except KeyboardInterrupt:
+        print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
         return 1
@@ -45,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("describe", lambda o: _run(o).describe(), "write run.json")
     page = add("page", _page, "run one notebook into a page", "source", "target")
     page.add_argument("--title")
+    page.add_argument("--failures", default="failed", help="folder for tracebacks")
     page.add_argument("-p", dest="parameters", nargs=2, action="append", default=[],
                       metavar=("NAME", "VALUE"))  # fmt: skip
     add("status", _status, "collect times and versions for the status page")
@@ -53,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Run:
+    from paintlib.experiment import Run
+
     return Run.of(options.profile, options.seed)
 
 
@@ -63,13 +73,13 @@ def _book(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> None:
-    from paintlib import pages  # steps that train need not import papermill
+    from paintlib import pages
 
     pages.execute(
         Path(options.source),
         Path(options.target),
         {name: _literal(value) for name, value in options.parameters},
-        failures=_run(options).artifacts / "failed",
+        failures=Path(options.failures),
         title=options.title,
     )
 

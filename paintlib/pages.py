@@ -73,6 +73,7 @@ def execute(
                 progress_bar=False,
                 # kernels that start at once race for free TCP ports, so each has its own sockets
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
+                shutdown_kernel="immediate",
             )
         except PapermillExecutionError as error:
             problem = str(error)

@@ -103,7 +103,7 @@ PROFILES = {
             ),
             finetuning=Recipe(steps=190, batch_size=64, learning_rate=5e-4, warmup_steps=10),
             train_images=2500,
-            validation_images=800,
+            validation_images=500,
             test_images=1000,
         ),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-
-from filelock import FileLock, Timeout
 
 from paintlib.experiment import Run
 
@@ -33,17 +34,25 @@ def book(run: Run, cores: int) -> int:
     if cores < 1:
         raise ValueError(f"cores = {cores}; at least one is needed")
     run.artifacts.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.root / "artifacts" / ".lock")
+    signal.signal(signal.SIGTERM, _stop)
+    lock = os.open(run.root / "artifacts" / ".lock", os.O_CREAT | os.O_RDWR)
     try:
-        with lock.acquire(timeout=0):  # the system drops it when the process dies
-            return _snakemake(run, cores)
-    except Timeout:
+        # held by this process and by Snakemake, and dropped by the system when both are gone
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _snakemake(run, cores, lock)
+    except BlockingIOError:
         raise RuntimeError(
             "another `make book` is running in this folder; wait for it, or use a second clone"
         ) from None
+    finally:
+        os.close(lock)
 
 
-def _snakemake(run: Run, cores: int) -> int:
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _snakemake(run: Run, cores: int, lock: int) -> int:
     command = [
         sys.executable, "-m", "snakemake", "--cores", str(cores), "--keep-going",
         "--nolock", "--rerun-incomplete", "--quiet", "host", "reason",
@@ -57,7 +66,12 @@ def _snakemake(run: Run, cores: int) -> int:
     with (
         log.open("w", encoding="utf-8") as everything,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            pass_fds=[lock],
         ) as process,
     ):
         assert process.stdout is not None
@@ -67,7 +81,8 @@ def _snakemake(run: Run, cores: int) -> int:
                 everything.flush()
                 if text := progress.read(line.rstrip()):
                     print(text, flush=True)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C and `kill` alike: Snakemake stops its steps, then we go
+            process.terminate()
             process.wait()
             raise
     if process.returncode:

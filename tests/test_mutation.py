@@ -29,7 +29,7 @@ def solver_tests(package: Path) -> subprocess.CompletedProcess[str]:
     ]
     environment = {**os.environ, "PYTHONPATH": str(package), "HYPOTHESIS_MAX_EXAMPLES": "50"}
     return subprocess.run(
-        [*command, str(ROOT / "tests" / "test_solver.py")],
+        [*command, "-k", "quintic", str(ROOT / "tests" / "test_solver.py")],
         cwd=package, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
