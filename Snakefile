@@ -15,12 +15,13 @@ SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions twins"
 PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
 SUPPORTED, PATCHING = run.profile.supported, run.profile.patching
 
-PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 {sys.executable} -m paintlib"
+# a short spin: threads that wait for long starve whatever else runs on the machine
+PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 RUN = f"--profile {PROFILE} --seed {SEED}"
 TASKS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
-TRAINING = [f"paintlib/{m}.py" for m in "models training profiles".split()]
-SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models".split()]
+TRAINING = [f"paintlib/{m}.py" for m in "experiment models profiles training".split()]
+SCORING = [f"paintlib/{m}.py" for m in "experiment interpolation losses metrics models".split()]
 PAGE = [f"paintlib/{m}.py" for m in "pages plots results".split()]
 
 
@@ -48,6 +49,7 @@ rule book:
 rule render:
     input:
         TASKS,
+        "paintlib/experiment.py",
         "paintlib/profiles.py",
     output:
         expand(f"{A}/tasks/{{task}}.safetensors", task=run.profile.tasks),

@@ -299,8 +299,7 @@ class Run:
 
     def describe(self) -> None:
         """Write `run.json`: what the pages need to know about the run beyond its pairs."""
-        _, metadata = models.load(self.zero_shot)
-        weights, _ = models.load(self.zero_shot)
+        weights, metadata = models.load(self.zero_shot)
         results.write_json(
             self.results / "run.json",
             {
@@ -339,6 +338,11 @@ class Pair:
     def labels(self) -> dict[str, str]:
         """Return how the two tasks are written on pages."""
         return {role: self.run.label(task) for role, task in self._tasks().items()}
+
+    @property
+    def device(self) -> str:
+        """Return where the model is evaluated."""
+        return str(self.path.start.device)
 
     def objective(self, normalisation: str) -> PairObjective:
         """Return the pair's objective on validation images; the sampled curves cost nothing.

@@ -10,6 +10,10 @@ from paintlib import PairObjective, TaskLoss, WeightPath
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+    yield
+    # the steps of a run set these for their whole process
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
 
 
 def network(seed: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
