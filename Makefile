@@ -1,4 +1,5 @@
 # make book   the whole run, from training to the built book   (CORES=2 PROFILE=micro SEED=0)
+#             PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
 # make test   all tests
 # make env    the environment in .venv, which both need
 # make lint   ruff and mypy
@@ -6,6 +7,8 @@ PYTHON ?= python3
 CORES ?= 2
 PROFILE ?= micro
 SEED ?= 0
+DATA ?= data
+FINETUNED ?= own
 BIN := .venv/bin
 
 .PHONY: book test env lint clean
@@ -22,7 +25,8 @@ env: .venv/.ready
 	@touch $@
 
 book: env
-	@$(BIN)/python -m paintlib book --profile $(PROFILE) --seed $(SEED) --cores $(CORES)
+	@$(BIN)/python -m paintlib book --profile $(PROFILE) --seed $(SEED) --cores $(CORES) \
+	  --data '$(DATA)' --limit '$(LIMIT)' --tasks '$(TASKS)' --finetuned '$(FINETUNED)' --weights '$(WEIGHTS)'
 
 test: env
 	$(BIN)/python -m pytest

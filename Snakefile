@@ -1,31 +1,41 @@
-# One rule a step, from rendering to the built book. `make book` calls it through
+# One rule a step, from images to the built book. `make book` calls it through
 # `python -m paintlib book`; a cluster calls it directly: snakemake --executor slurm --config ...
 import sys
 from pathlib import Path
 from paintlib.experiment import Run
 
-PROFILE = config.get("profile", "micro")
-SEED = int(config.get("seed", 0))
-run = Run.of(PROFILE, SEED)
-A, R = run.artifacts, run.results
-# micro at seed 0 is the committed book; any other run gets a book of its own
-BOOK = "book" if run.name == "micro" else f"{A}/book"
-UP = "/".join([".."] * (BOOK.count("/") + 2))  # from a page to here
-SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions twins".split()
+SETTINGS = {name: str(config.get(name, "")) for name in "limit tasks finetuned".split()}
+run = Run.of(
+    config.get("profile", "micro"),
+    int(config.get("seed", 0)),
+    limit=int(SETTINGS["limit"] or 0),
+    tasks=SETTINGS["tasks"],
+    finetuned=SETTINGS["finetuned"] or "own",
+)
+A, R, BOOK = run.artifacts, run.results, run.book
+UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
+SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions published runbook".split()
+SUMMARIES += [] if run.profile.real else ["twins"]
 PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
-SUPPORTED, PATCHING = run.profile.supported, run.profile.patching
+SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
+IMAGES = [str(run.images(task)) for task in TASKS]
+HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
 
 # a short spin: threads that wait for long starve whatever else runs on the machine
 PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
-RUN = f"--profile {PROFILE} --seed {SEED}"
-TASKS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
-TRAINING = [f"paintlib/{m}.py" for m in "experiment models profiles training".split()]
-SCORING = [f"paintlib/{m}.py" for m in "experiment interpolation losses metrics models".split()]
-PAGE = [f"paintlib/{m}.py" for m in "pages plots results".split()]
+CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
+RUN = " ".join(f"--{name} '{value}'" for name, value in CHOICES.items() if value != "")
+PAGE_RUN = f"-p profile {run.profile.name} -p seed {run.seed} -p limit {run.profile.limit}"
+PAGE_RUN += f" -p finetuned {run.source}"
+TWINS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
+TRAINING = [f"paintlib/{m}.py" for m in "experiment models pixels profiles steps training".split()]
+SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models pixels steps".split()]
+PAGE = [f"paintlib/{m}.py" for m in "experiment pages plots results".split()]
 
 
 wildcard_constraints:
+    task="|".join(TASKS),
     supported="|".join(SUPPORTED),
     patching="|".join(PATCHING),
     summary="|".join(SUMMARIES),
@@ -40,44 +50,90 @@ rule book:
     output:
         f"{BOOK}/_build/html/index.html",
     params:
-        assemble=f"{PAINT} assemble {RUN} {BOOK} &&" if BOOK != "book" else "",
+        assemble=f"{PAINT} assemble {RUN} {BOOK} &&" if BOOK != Path("book") else "",
     shell:
         "{params.assemble} rm -f {output} && "
         "{JUPYTER_BOOK} build {BOOK} --all -W -n --keep-going -q"
 
 
-rule render:
-    input:
-        TASKS,
-        "paintlib/experiment.py",
-        "paintlib/profiles.py",
-    output:
-        expand(f"{A}/tasks/{{task}}.safetensors", task=run.profile.tasks),
-    benchmark:
-        f"{A}/benchmarks/render.tsv"
-    shell:
-        "{PAINT} render {RUN}"
+if run.profile.real:
 
+    rule decode:
+        input:
+            "paintlib/tasks/paper.py",
+            "paintlib/pixels.py",
+        output:
+            f"{A}/tasks/{{task}}.json",
+        benchmark:
+            f"{A}/benchmarks/decode.{{task}}.tsv"
+        threads: 4
+        shell:
+            "{PAINT} decode {RUN} --workers {threads} {wildcards.task}"
 
-rule pretrain:
-    input:
-        TASKS,
-        TRAINING,
-    output:
-        f"{A}/zero_shot.safetensors",
-        f"{A}/heads.safetensors",
-    benchmark:
-        f"{A}/benchmarks/pretrain.tsv"
-    threads: 2
-    shell:
-        "{PAINT} pretrain {RUN}"
+    rule zero_shot:
+        input:
+            "paintlib/checkpoints.py",
+        output:
+            f"{A}/zero_shot.safetensors",
+            f"{A}/text_tower.safetensors",
+        params:
+            weights=config.get("weights") or ("random" if run.profile.limit else "openai"),
+        benchmark:
+            f"{A}/benchmarks/zero_shot.tsv"
+        shell:
+            "{PAINT} zero_shot {RUN} --weights '{params.weights}'"
+
+    rule head:
+        input:
+            "paintlib/models.py",
+            f"{A}/text_tower.safetensors",
+            f"{A}/tasks/{{task}}.json",
+        output:
+            f"{A}/heads/{{task}}.safetensors",
+        benchmark:
+            f"{A}/benchmarks/head.{{task}}.tsv"
+        resources:
+            gpu=1,
+        shell:
+            "{PAINT} head {RUN} {wildcards.task}"
+
+else:
+
+    rule render:
+        input:
+            TWINS,
+            "paintlib/profiles.py",
+            "paintlib/steps.py",
+        output:
+            IMAGES,
+        benchmark:
+            f"{A}/benchmarks/render.tsv"
+        shell:
+            "{PAINT} render {RUN}"
+
+    rule pretrain:
+        input:
+            TWINS,
+            TRAINING,
+        output:
+            f"{A}/zero_shot.safetensors",
+            HEADS,
+        benchmark:
+            f"{A}/benchmarks/pretrain.tsv"
+        threads: 2
+        shell:
+            "{PAINT} pretrain {RUN}"
 
 
 rule describe:
     input:
         f"{A}/zero_shot.safetensors",
+        HEADS,
+        IMAGES,
     output:
         f"{R}/run.json",
+    params:
+        tasks=",".join(TASKS),  # a run of other tasks is another description
     shell:
         "{PAINT} describe {RUN}"
 
@@ -86,12 +142,14 @@ rule finetune:
     input:
         TRAINING,
         f"{A}/zero_shot.safetensors",
-        f"{A}/heads.safetensors",
-        f"{A}/tasks/{{patching}}.safetensors",
+        f"{A}/heads/{{patching}}.safetensors",
+        lambda w: run.images(w.patching),
     output:
         f"{A}/fine_tuned/{{patching}}.safetensors",
     benchmark:
         f"{A}/benchmarks/finetune.{{patching}}.tsv"
+    resources:
+        gpu=1,
     shell:
         "{PAINT} finetune {RUN} {wildcards.patching}"
 
@@ -100,10 +158,16 @@ rule curves:
     input:
         SCORING,
         f"{A}/fine_tuned/{{patching}}.safetensors",
+        IMAGES[: len(SUPPORTED)],
+        HEADS[: len(SUPPORTED)],
     output:
         f"{A}/curves/{{patching}}.json",
+    params:
+        supported=",".join(SUPPORTED),
     benchmark:
         f"{A}/benchmarks/curves.{{patching}}.tsv"
+    resources:
+        gpu=1,
     shell:
         "{PAINT} curves {RUN} {wildcards.patching}"
 
@@ -118,12 +182,14 @@ rule pair:
         f"{BOOK}/pairs/{{supported}}-{{patching}}.ipynb",
         f"{R}/pairs/{{supported}}-{{patching}}.json",
     params:
-        title=lambda w: f"{run.label(w.supported)} + {run.label(w.patching)}",
+        title=lambda w: f"{run.profile.label(w.supported)} + {run.profile.label(w.patching)}",
     benchmark:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
+    resources:
+        gpu=1,
     shell:
         "{PAINT} page --failures {A}/failed notebooks/pair.md {output[0]} --title '{params.title}'"
-        " -p root {UP} -p profile {PROFILE} -p seed {SEED}"
+        " -p root {UP} {PAGE_RUN}"
         " -p supported {wildcards.supported} -p patching {wildcards.patching}"
 
 
@@ -134,6 +200,7 @@ rule summary:
         "paintlib/solver.py",
         f"{R}/run.json",
         expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING),
+        lambda w: {"published": ["book/published/vitb32_accuracy.csv"]}.get(w.summary, []),
         source="notebooks/{summary}.md",
     output:
         f"{BOOK}/results/{{summary}}.ipynb",

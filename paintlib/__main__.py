@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from paintlib.experiment import Run
 
 # torch takes seconds to import, so each command imports what it needs
+
+# an environment variable, so that the data sets may move without any step being run again
+DATA = os.environ.get("PAINTLIB_DATA", "data")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,8 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--profile", default="micro", help="smoke or micro (default)")
+    common.add_argument("--profile", default="micro", help="smoke, micro (default) or paper")
     common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--limit", type=_number, default=0, help="paper: images a split, dry run")
+    common.add_argument("--tasks", default="", help="some of the profile's tasks: A,B,C")
+    common.add_argument("--finetuned", default="own", help="paper: own, hub or a folder")
     parser = argparse.ArgumentParser(prog="python -m paintlib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -45,11 +53,22 @@ def _parser() -> argparse.ArgumentParser:
 
     book = add("book", _book, "the whole run, from training to the built book")
     book.add_argument("--cores", type=int, default=2)
-    add("render", lambda o: _run(o).render(), "draw the tasks")
-    add("pretrain", lambda o: _run(o).pretrain(), "pre-train CLIP")
-    add("finetune", lambda o: _run(o).finetune(o.task), "fine-tune on a patching task", "task")
-    add("curves", lambda o: _run(o).sample_curves(o.task), "sample losses on a path", "task")
-    add("describe", lambda o: _run(o).describe(), "write run.json")
+    book.add_argument("--weights", default="", help="paper: openai, random or a file")
+    book.add_argument("--data", default=DATA, help="paper: the folder of the data sets")
+    data = add("data", _data, "list the 13 real data sets, or fetch one")
+    data.add_argument("--data", default=DATA, help="the folder of the data sets")
+    data.add_argument("--fetch", metavar="NAME", help="download this one")
+    decode = add("decode", _decode, "decode a real data set into the cache", "task")
+    decode.add_argument("--workers", type=int, default=0)
+    decode.add_argument("--data", default=DATA)
+    zero_shot = add("zero_shot", _zero_shot, "write the weights of a public CLIP")
+    zero_shot.add_argument("--weights", default="openai")
+    add("head", lambda o: _steps().head(_run(o), o.task), "write a zero-shot head", "task")
+    add("render", lambda o: _steps().render(_run(o)), "draw the tasks")
+    add("pretrain", lambda o: _steps().pretrain(_run(o)), "pre-train CLIP")
+    add("finetune", lambda o: _steps().finetune(_run(o), o.task), "fine-tune on a patching task", "task")
+    add("curves", lambda o: _steps().sample_curves(_run(o), o.task), "sample losses on a path", "task")
+    add("describe", lambda o: _steps().describe(_run(o)), "write run.json")
     page = add("page", _page, "run one notebook into a page", "source", "target")
     page.add_argument("--title")
     page.add_argument("--failures", default="failed", help="folder for tracebacks")
@@ -63,13 +82,43 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> Run:
     from paintlib.experiment import Run
 
-    return Run.of(options.profile, options.seed)
+    return Run.of(
+        options.profile,
+        options.seed,
+        limit=options.limit,
+        tasks=options.tasks,
+        finetuned=options.finetuned,
+    )
+
+
+def _steps() -> ModuleType:
+    from paintlib import steps
+
+    return steps
+
+
+def _number(text: str) -> int:
+    return int(text or 0)  # make passes an empty LIMIT on
 
 
 def _book(options: argparse.Namespace) -> int:
     from paintlib import workflow
 
-    return workflow.book(_run(options), options.cores)
+    return workflow.book(_run(options), options.cores, Path(options.data), options.weights)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from paintlib import data
+
+    data.run(Path(options.data), options.fetch)
+
+
+def _decode(options: argparse.Namespace) -> None:
+    _steps().decode(_run(options), options.task, Path(options.data), options.workers)
+
+
+def _zero_shot(options: argparse.Namespace) -> None:
+    _steps().zero_shot(_run(options), options.weights)
 
 
 def _page(options: argparse.Namespace) -> None:
@@ -115,7 +164,17 @@ def _assemble(options: argparse.Namespace) -> None:
 
     run = _run(options)
     pairs = [f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching]
-    pages.assemble(Path("book"), Path(options.target), run.results, pairs)
+    pages.assemble(Path("book"), Path(options.target), run.results, pairs, _announcement(run))
+
+
+def _announcement(run: Run) -> str:
+    limit = run.profile.limit
+    if not limit:
+        return f"This is the book of the run {run.name}: {run.profile.purpose}."
+    return (
+        f"DRY RUN {run.name}: {limit} images of each split, weights {run.choices['weights']}. "
+        "It shows that every step works; no number in this book means anything."
+    )
 
 
 if __name__ == "__main__":

@@ -1,51 +1,96 @@
-"""The steps of one run, from rendering to the objective of a pair, and the files between them."""
+"""One run of a profile: where its files are, what they hold, and the pairs made of them."""
 
 from __future__ import annotations
 
+import fcntl
 import math
-from collections.abc import Iterable
+import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from paintlib import metrics, models, results, training
+from paintlib import metrics, models, pixels, results
 from paintlib.interpolation import WeightPath
 from paintlib.losses import PairObjective, Score, TaskLoss, known_scores
-from paintlib.profiles import ALPHAS, Profile, get, run_name
-from paintlib.tasks import Split, micro
-from paintlib.tasks.micro import SPLITS
+from paintlib.pixels import Batches
+from paintlib.profiles import Profile, get
+from paintlib.tasks import SPLITS, Split
 
 
 @dataclass(frozen=True)
 class Run:
-    """One profile at one seed: where its files are, and the steps that write them.
+    """One profile at one seed: where its files are, and how to read them.
 
-    Steps are methods; each reads the files of the steps before it, shows its progress, and writes
-    its own file whole or not at all.
+    `paintlib.steps` writes what is read here.
+
+    Attributes:
+        profile: what is run.
+        seed: seed of the initial weights and the batches.
+        root: the folder of the project.
+        finetuned: where fine-tuned weights come from: `own` (made by the run), `hub` (public ones),
+            or a folder that holds them.
     """
 
     profile: Profile
     seed: int
     root: Path = Path()
+    finetuned: str = "own"
 
     @classmethod
-    def of(cls, profile: str, seed: int = 0, root: Path | str = "") -> Run:
+    def of(
+        cls,
+        profile: str,
+        seed: int = 0,
+        root: Path | str = "",
+        *,
+        limit: int = 0,
+        tasks: str = "",
+        finetuned: str = "own",
+    ) -> Run:
         """Return the run of a profile's name.
 
+        Args:
+            profile: `smoke`, `micro` or `paper`.
+            seed: counts from 0.
+            root: the folder of the project.
+            limit: images a split of a dry run; 0 for none.
+            tasks: names separated by commas; all of the profile by default.
+            finetuned: `own`, `hub` or a folder, see `Run.finetuned`.
+
         Raises:
-            ValueError: the profile is unknown or the seed negative.
+            ValueError: the profile or a task is unknown, the seed negative, or an option does not
+                fit the profile.
         """
-        run_name(profile, seed)
-        return cls(get(profile), seed, Path(root))
+        if seed < 0:
+            raise ValueError(f"seed = {seed}; a seed counts from 0")
+        chosen = get(profile).limited(limit)
+        if tasks:
+            chosen = chosen.only([name.strip() for name in tasks.split(",")])
+        if finetuned != "own" and not chosen.real:
+            raise ValueError(
+                f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
+                "public ones exist for the profile paper"
+            )
+        return cls(chosen, seed, Path(root), finetuned)
+
+    @property
+    def source(self) -> str:
+        """Return where fine-tuned weights come from, in a word: `own`, `hub` or `given`."""
+        return self.finetuned if self.finetuned in ("own", "hub") else "given"
 
     @property
     def name(self) -> str:
-        """Return the run's folder name, `micro` or `micro-seed1` for instance."""
-        return run_name(self.profile.name, self.seed)
+        """Return the run's folder name, `micro` or `paper-hub-limit4-seed1` for instance."""
+        choices = (
+            (self.source, self.source != "own"),
+            (f"limit{self.profile.limit}", self.profile.limit),
+            (f"seed{self.seed}", self.seed),
+        )
+        return "-".join([self.profile.name, *(text for text, given in choices if given)])
 
     @property
     def artifacts(self) -> Path:
@@ -57,9 +102,20 @@ class Run:
         """Return the folder of the numbers behind every page."""
         return self.root / "results" / self.name
 
+    @property
+    def book(self) -> Path:
+        """Return the folder of the run's book: micro at seed 0 is the committed one."""
+        return self.root / "book" if self.name == "micro" else self.artifacts / "book"
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder of decoded images, which all runs share."""
+        return self.root / "artifacts" / "cache"
+
     def images(self, task: str) -> Path:
-        """Return the file of a task's three splits."""
-        return self.artifacts / "tasks" / f"{self._task(task)}.safetensors"
+        """Return the file of a task's splits: twins themselves, or where real ones are cached."""
+        kind = "json" if self.profile.real else "safetensors"
+        return self.artifacts / "tasks" / f"{self._task(task)}.{kind}"
 
     @property
     def zero_shot(self) -> Path:
@@ -67,9 +123,13 @@ class Run:
         return self.artifacts / "zero_shot.safetensors"
 
     @property
-    def heads(self) -> Path:
-        """Return the file of every task's zero-shot head."""
-        return self.artifacts / "heads.safetensors"
+    def text_tower(self) -> Path:
+        """Return the file of the rest of a public CLIP."""
+        return self.artifacts / "text_tower.safetensors"
+
+    def zero_shot_head(self, task: str) -> Path:
+        """Return the file of a task's zero-shot head."""
+        return self.artifacts / "heads" / f"{self._task(task)}.safetensors"
 
     def fine_tuned(self, patching: str) -> Path:
         """Return the file of the image tower after fine-tuning on a task."""
@@ -83,21 +143,23 @@ class Run:
         """Return the results file of a pair."""
         return self.results / "pairs" / f"{supported}-{patching}.json"
 
-    @staticmethod
-    def label(task: str) -> str:
-        """Return how a task is written on pages: a twin carries a µ."""
-        return micro.TASKS[task].label
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Return what sets this run apart from its profile, for the provenance."""
+        weights = models.metadata(self.zero_shot)["weights"]
+        return {"limit": self.profile.limit, "weights": weights, "finetuned": self.source}
 
-    def render(self) -> None:
-        """Draw the splits of every task and write one file a task."""
-        for task in tqdm(self.profile.tasks, "render the tasks", **_BAR):
-            splits = {s: micro.render(task, s, self.profile.images(s)) for s in SPLITS}
-            tensors = {
-                f"{split}.{kind}": tensor
-                for split, content in splits.items()
-                for kind, tensor in content._asdict().items()
-            }
-            models.save(self.images(task), tensors, task=task)
+    @cached_property
+    def _claim(self) -> tuple[torch.device, IO[str] | None]:
+        return free_device() if self.profile.real else (torch.device("cpu"), None)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is computed: a GPU of its own where there is one.
+
+        The twins stay on the CPU, where their numbers repeat to the bit.
+        """
+        return self._claim[0]
 
     def load_split(self, task: str, split: str) -> Split:
         """Return one split of a task.
@@ -107,49 +169,23 @@ class Run:
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        if self.profile.real:
+            decoded = results.read_json(self.images(task))["splits"]
+            if split not in decoded:
+                raise ValueError(f"{task} is a supported task: its {split} images are not decoded")
+            return pixels.load(self.cache, decoded[split]["cache"], squashed=split == "train")
         tensors, _ = models.load(self.images(task))
         return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])
 
-    def pretrain(self) -> None:
-        """Pre-train CLIP on captioned images; write its image tower and the zero-shot heads."""
-        _use_threads(2)  # fixed, because sums depend on it
-        profile = self.profile
-        images, captions = micro.captioned(profile.captioned_images, self.seed)
-        distinct = sorted(set(captions))
-        rows = {caption: row for row, caption in enumerate(distinct)}
-        # every task is in the vocabulary, so that a profile's choice of tasks changes no weight
-        prompts = [p for t in micro.TASKS.values() for c in t.classnames for p in t.prompts(c)]
-        context = profile.text["context_length"]
-        tokenize = models.Tokenizer.covering([*distinct, *prompts], context)
-        torch.manual_seed(self.seed)
-        model = models.build_clip(
-            profile.embed_dim, profile.vision, profile.text, tokenize.vocabulary
-        )
-        checkpoint = self.artifacts / "pretraining.checkpoint"
-        steps = training.pretrain(
-            model,
-            images,
-            tokenize(distinct),
-            torch.tensor([rows[caption] for caption in captions]),
-            profile.pretraining,
-            seed=self.seed,
-            checkpoint=checkpoint,
-        )
-        _watch(steps, profile.pretraining.steps, "pre-train CLIP")
-        heads = {
-            task: models.zero_shot_head(model, tokenize, micro.TASKS[task])
-            for task in profile.tasks
-        }
-        models.save(self.heads, heads, profile=profile.name, seed=self.seed)
-        models.save(
-            self.zero_shot,
-            model.visual.state_dict(),
-            profile=profile.name,
-            seed=self.seed,
-            recipe=profile.pretraining,
-            parameters=_parameters(model),
-        )
-        checkpoint.unlink(missing_ok=True)
+    def empty_tower(self) -> nn.Module:
+        """Return the image tower with weights of no meaning, for a path to write into."""
+        clip = self.profile.clip
+        if isinstance(clip, str):
+            return models.empty_image_tower(clip).to(self.device)
+        # the text tower is dropped, so its vocabulary does not matter
+        model = models.build_clip(clip.embed_dim, clip.vision, clip.text, torch.zeros(1).long())
+        visual: nn.Module = model.visual
+        return visual.eval()
 
     def image_tower(self) -> nn.Module:
         """Return the image tower with the zero-shot weights, in evaluation mode.
@@ -157,11 +193,8 @@ class Run:
         Raises:
             ValueError: the weights are damaged, or of another architecture.
         """
-        vocabulary = torch.zeros(1, dtype=torch.int64)  # the text tower is dropped
-        profile = self.profile
-        clip = models.build_clip(profile.embed_dim, profile.vision, profile.text, vocabulary)
+        visual = self.empty_tower()
         weights, _ = models.load(self.zero_shot)
-        visual: nn.Module = clip.visual
         try:
             visual.load_state_dict(weights)
         except RuntimeError as error:
@@ -169,39 +202,12 @@ class Run:
                 f"{self.zero_shot} is not of the profile's architecture: {error}; delete "
                 f"{self.artifacts} and run again"
             ) from error
-        return visual.eval()
+        return visual
 
     def head(self, task: str) -> Tensor:
         """Return a task's zero-shot head `(classes, embed_dim)`, logit scale included."""
-        heads, _ = models.load(self.heads)
-        return heads[self._task(task)]
-
-    def finetune(self, patching: str) -> None:
-        """Fine-tune the image tower on a patching task and write it."""
-        _use_threads(1)
-        visual = self.image_tower()
-        _, parent = models.load(self.zero_shot)
-        recipe = self.profile.finetuning
-        checkpoint = self.artifacts / "fine_tuned" / f"{patching}.checkpoint"
-        steps = training.finetune(
-            visual,
-            self.head(patching),
-            *self.load_split(patching, "train"),
-            recipe,
-            seed=self.seed,
-            checkpoint=checkpoint,
-        )
-        _watch(steps, recipe.steps, f"fine-tune on {patching}")
-        models.save(
-            self.fine_tuned(patching),
-            visual.state_dict(),
-            task=patching,
-            step=recipe.steps,
-            seed=self.seed,
-            recipe=recipe,
-            parent=parent["digest"],
-        )
-        checkpoint.unlink(missing_ok=True)
+        tensors, _ = models.load(self.zero_shot_head(task))
+        return tensors["head"].to(self.device)
 
     def path(self, patching: str) -> WeightPath:
         """Return the path from the zero-shot weights to those fine-tuned on a task.
@@ -216,63 +222,27 @@ class Run:
                 f"{self.fine_tuned(patching)} was not fine-tuned from {self.zero_shot}; "
                 "delete it and run again"
             )
-        return WeightPath(start, end)
+        return WeightPath(start, end).to(self.device)
 
-    def task_loss(self, visual: nn.Module, task: str, split: str) -> TaskLoss:
-        """Return a task's loss on one split as a function of the weights in `visual`."""
-        images, labels = self.load_split(task, split)
-        size = self.profile.batch_size
-        batches = list(zip(images.split(size), labels.split(size), strict=True))
-        return TaskLoss(visual, batches, models.classifier(visual, self.head(task)))
+    def task_loss(
+        self, visual: nn.Module, task: str, split: str, autocast: torch.dtype | None = None
+    ) -> TaskLoss:
+        """Return a task's loss on one split as a function of the weights in `visual`.
 
-    def sample_curves(self, patching: str) -> None:
-        """Score every supported task and the patching task along one path, and write the curves.
-
-        One patched model serves all the pairs of its patching task.
+        Args:
+            visual: the image tower, on the run's device.
+            task: its name.
+            split: `train`, `validation` or `test`.
+            autocast: half precision of the forward pass; None computes in float32.
         """
-        _use_threads(1)
-        visual, path = self.image_tower(), self.path(patching)
-        tasks = (*self.profile.supported, patching)
-        losses = {task: self.task_loss(visual, task, "validation") for task in tasks}
-        scores: dict[str, list[Score]] = {task: [] for task in tasks}
-        for alpha in tqdm(ALPHAS, f"curves to {patching}", **_BAR):
-            path.set_(visual, alpha)
-            for task in tasks:
-                scores[task].append(losses[task].score())
-        path.set_(visual, 0.0)
-        displacement = path.start.double() - path.end.double()
-        gradients = {}
-        for task in self.profile.supported:
-            gradient = path.flatten(losses[task].gradient()).double()
-            gradients[task] = {
-                "norm": float(torch.linalg.vector_norm(gradient)),
-                "similarity": metrics.gradient_similarity(displacement, gradient),
-                "slope": float(-(gradient @ displacement)),
-            }
-        ends = {}
-        for name, alpha in (("zero_shot", 0.0), ("fine_tuned", 1.0)):
-            path.set_(visual, alpha)
-            ends[name] = {
-                task: _plain(self.task_loss(visual, task, "test").score()) for task in tasks
-            }
-        results.write_json(
-            self.curves(patching),
-            {
-                "alphas": ALPHAS,
-                "length": path.length,
-                "tasks": {
-                    task: {
-                        "classes": len(micro.TASKS[task].classnames),
-                        "images": scores[task][0].images,
-                        "loss": [score.loss for score in scores[task]],
-                        "accuracy": [score.accuracy for score in scores[task]],
-                    }
-                    for task in tasks
-                },
-                "gradients": gradients,
-                "test": ends,
-            },
-        )
+        batches = Batches(self.load_split(task, split), self.profile.batch_size, self.device)
+        logits = models.classifier(visual, self.head(task), self.profile.pixels, autocast)
+        return TaskLoss(visual, batches, logits)
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """Return the precision losses are computed in: float16 on a GPU, as CLIP was trained."""
+        return torch.float16 if self.device.type == "cuda" else None
 
     def open_pair(self, supported: str, patching: str) -> Pair:
         """Return one pair, ready to be solved: model, path, curves and both tasks.
@@ -286,33 +256,9 @@ class Run:
         ):
             if task not in valid:
                 raise ValueError(f"unknown {role} task {task!r}; choose one of {', '.join(valid)}")
-        _use_threads(1)
-        visual = self.image_tower()
-        return Pair(
-            self,
-            supported,
-            patching,
-            visual,
-            self.path(patching),
-            results.read_json(self.curves(patching)),
-        )
-
-    def describe(self) -> None:
-        """Write `run.json`: what the pages need to know about the run beyond its pairs."""
-        weights, metadata = models.load(self.zero_shot)
-        results.write_json(
-            self.results / "run.json",
-            {
-                "profile": self.profile.name,
-                "seed": self.seed,
-                "supported": self.profile.supported,
-                "patching": self.profile.patching,
-                "images": {split: self.profile.images(split) for split in SPLITS},
-                "captioned_images": self.profile.captioned_images,
-                "parameters": int(metadata["parameters"]),
-                "image_tower_parameters": sum(w.numel() for w in weights.values()),
-            },
-        )
+        use_threads(1, self.device)
+        curves = results.read_json(self.curves(patching))
+        return Pair(self, supported, patching, self.empty_tower(), self.path(patching), curves)
 
     def _task(self, task: str) -> str:
         if task not in self.profile.tasks:
@@ -337,12 +283,14 @@ class Pair:
     @property
     def labels(self) -> dict[str, str]:
         """Return how the two tasks are written on pages."""
-        return {role: self.run.label(task) for role, task in self._tasks().items()}
+        return {role: self.run.profile.label(task) for role, task in self._tasks().items()}
 
     @property
     def device(self) -> str:
         """Return where the model is evaluated."""
-        return str(self.path.start.device)
+        if self.run.device.type == "cuda":
+            return torch.cuda.get_device_name(self.run.device)
+        return "cpu"
 
     def objective(self, normalisation: str) -> PairObjective:
         """Return the pair's objective on validation images; the sampled curves cost nothing.
@@ -354,7 +302,7 @@ class Pair:
         curves = [self.curves["tasks"][task] for task in tasks]
         return PairObjective(
             self.path,
-            [self.run.task_loss(self.visual, task, "validation") for task in tasks],
+            [self.run.task_loss(self.visual, task, "validation", self.run.half) for task in tasks],
             [curve["classes"] for curve in curves],
             normalisation,
             known_scores(self.curves["alphas"], curves),
@@ -375,7 +323,7 @@ class Pair:
         return {
             "alpha": alpha,
             **{
-                role: _plain(self.run.task_loss(self.visual, task, "test").score())
+                role: plain(self.run.task_loss(self.visual, task, "test", self.run.half).score())
                 for role, task in self._tasks().items()
             },
         }
@@ -405,31 +353,34 @@ class Pair:
         return {"supported": self.supported, "patching": self.patching}
 
 
-# short lines at a calm pace: the bars end up in the log of a parallel run
-_BAR: dict[str, Any] = {"mininterval": 10.0, "ncols": 90, "leave": False}
-
-
-def _watch(steps: Iterable[training.Step], total: int, what: str) -> None:
-    with tqdm(total=total, desc=what, **_BAR) as bar:
-        for step in steps:
-            if step.number > bar.n + 1:
-                bar.initial = step.number - 1  # resumed: the time left counts from here
-            bar.update(step.number - bar.n)
-            if step.number % 50 == 0:
-                bar.set_postfix(loss=f"{float(step.loss):.3f}", refresh=False)
-
-
-def _use_threads(count: int) -> None:
-    torch.set_num_threads(count)
-    torch.set_flush_denormal(True)  # tiny moments of AdamW are slow otherwise
-    torch.use_deterministic_algorithms(True)
-    # filling fresh memory is a debugging aid, and slow
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _plain(score: Score) -> dict[str, float]:
+def plain(score: Score) -> dict[str, float]:
+    """Return a score as results files hold it."""
     return {"loss": score.loss, "accuracy": score.accuracy}
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def use_threads(count: int, device: torch.device) -> None:
+    """Fix what sums depend on in this process: the threads, and the choice of algorithms."""
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)  # tiny moments of AdamW are slow otherwise
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # filling fresh memory is a debugging aid, and slow
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def free_device() -> tuple[torch.device, IO[str] | None]:
+    """Return a GPU that no other step on this machine uses, and the lock that holds it.
+
+    The first one is shared if all are taken; without any it is the CPU. The lock is dropped when
+    its file is closed, at the latest when the process is gone.
+    """
+    for index in range(torch.cuda.device_count()):
+        identity = torch.cuda.get_device_properties(index).uuid
+        lock = (Path(tempfile.gettempdir()) / f"paintlib-{identity}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            return torch.device("cuda", index), lock
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu"), None

@@ -88,7 +88,7 @@ def execute(
         _write(_stable(executed), target)
 
 
-def assemble(prose: Path, target: Path, results: Path, pairs: list[str]) -> None:
+def assemble(prose: Path, target: Path, results: Path, pairs: list[str], announcement: str) -> None:
     """Copy the prose of the book to `target`, for a run whose pages are not the committed ones.
 
     Args:
@@ -96,9 +96,16 @@ def assemble(prose: Path, target: Path, results: Path, pairs: list[str]) -> None
         target: the folder of the new book, which already holds its executed pages.
         results: the run's results, which replace those of the committed run.
         pairs: the pairs that have a page, as SUPPORTED-PATCHING.
+        announcement: what stands at the top of every page.
     """
     executed = shutil.ignore_patterns("_build", "pairs", "results", ".ipynb_checkpoints")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
+    gallery = target / "results" / "twins.ipynb"
+    if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
+        shutil.copy(prose / "results" / "twins.ipynb", gallery)
+    config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
+    config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
+    (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     here = os.path.relpath(results, target)
     for page in target.glob("*.md"):
         text = page.read_text(encoding="utf-8")

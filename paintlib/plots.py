@@ -198,8 +198,11 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = No
 
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     """Return a page's answer, marked with the profile it is true for."""
-    profile = _common(pairs, "profile")
-    return Markdown(f"> **Answer, profile `{profile}`** ({PROFILES.get(profile, profile)}). {text}")
+    profile, what = _common(pairs, "profile"), ""
+    if any(pair["provenance"]["limit"] for pair in pairs):
+        what = "a dry run on a few images, so no number here means anything; "
+    what += PROFILES.get(profile, profile)
+    return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
 def caption(text: str) -> Markdown:
@@ -212,8 +215,9 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
 
     Where the pairs disagree, all values are listed and a warning precedes them.
     """
-    keys = ("profile", "seed", "commit", "device")
+    keys = ("profile", "seed", "weights", "finetuned", "limit", "commit", "device")
     facts = {key: _common(pairs, key) for key in keys}
+    facts["fine-tuned weights"] = facts.pop("finetuned")
     facts["normalisation"] = " | ".join(sorted({str(pair["normalisation"]) for pair in pairs}))
     packages = sorted({k for pair in pairs for k in pair["provenance"]["versions"]})
     for package in packages:

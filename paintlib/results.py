@@ -105,13 +105,35 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def provenance(profile: str, seed: int, device: str, wall_seconds: float) -> dict[str, Any]:
-    """Return where a number comes from: profile, seed, commit, versions, device, wall time."""
+def provenance(
+    profile: str,
+    seed: int,
+    device: str,
+    wall_seconds: float,
+    *,
+    limit: int,
+    weights: str,
+    finetuned: str,
+) -> dict[str, Any]:
+    """Return where a number comes from.
+
+    Args:
+        profile: name of the profile.
+        seed: of the run.
+        device: what computed it.
+        wall_seconds: how long that took.
+        limit: images a split of a dry run; 0 otherwise.
+        weights: where the zero-shot weights come from.
+        finetuned: where the fine-tuned weights come from.
+    """
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "profile": profile,
         "seed": seed,
+        "limit": limit,
+        "weights": weights,
+        "finetuned": finetuned,
         "commit": commit(),
         "versions": versions,
         "device": device,

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paintlib import models
+from paintlib.pixels import Standardise, random_resized_crop, to_device
+from paintlib.tasks import Split
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -39,8 +41,10 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of `step`, which counts from 0."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class Step(NamedTuple):
@@ -55,6 +59,7 @@ def pretrain(
     images: Tensor,
     tokens: Tensor,
     captions: Tensor,
+    pixels: Standardise,
     recipe: Recipe,
     *,
     seed: int,
@@ -67,6 +72,7 @@ def pretrain(
         images: uint8 `(n, 3, height, width)`.
         tokens: int64 `(m, context_length)`, the distinct captions.
         captions: int64 `(n,)`, the caption of each image as a row of `tokens`.
+        pixels: turns images into what the image tower reads.
         recipe: the optimiser's settings; weights of one dimension are not decayed.
         seed: decides the order of the images.
         checkpoint: where to keep the state; a later call with the same arguments goes on there.
@@ -85,7 +91,7 @@ def pretrain(
         rows = batch(len(images), recipe.batch_size, step, seed)
         # each distinct caption of the batch is encoded once
         distinct, position = torch.unique(captions[rows], return_inverse=True)
-        image = F.normalize(model.encode_image(models.to_input(images[rows])), dim=-1)
+        image = F.normalize(model.encode_image(pixels(images[rows])), dim=-1)
         text = F.normalize(model.encode_text(tokens[distinct]), dim=-1)[position]
         value: Tensor = contrastive(image, text, model.logit_scale.exp())
         return value
@@ -98,9 +104,8 @@ def pretrain(
 
 def finetune(
     visual: nn.Module,
-    head: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    split: Split,
     recipe: Recipe,
     *,
     seed: int,
@@ -108,13 +113,15 @@ def finetune(
 ) -> Iterator[Step]:
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
 
+    Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
+    they are.
+
     Args:
         visual: the image tower.
-        head: `(classes, embed_dim)`, as `models.zero_shot_head` returns it.
-        images: uint8 `(n, 3, height, width)`.
-        labels: int64 `(n,)`.
+        logits: images to logits through `visual` and a frozen head, as `models.classifier` makes.
+        split: the images to train on.
         recipe: the optimiser's settings.
-        seed: decides the order of the images.
+        seed: decides the order of the images and their crops.
         checkpoint: where to keep the state; a later call with the same arguments goes on there.
 
     Yields:
@@ -123,11 +130,14 @@ def finetune(
     Raises:
         ValueError: the checkpoint belongs to another run, or a loss is not finite.
     """
-    logits = models.classifier(visual, head)
+    device = next(visual.parameters()).device
 
     def loss(step: int) -> Tensor:
-        rows = batch(len(images), recipe.batch_size, step, seed)
-        return F.cross_entropy(logits(images[rows]), labels[rows])
+        rows = batch(len(split.labels), recipe.batch_size, step, seed)
+        images = to_device(split.images[rows], device)
+        if split.sizes is not None:
+            images = random_resized_crop(images, split.sizes[rows], 1_000_003 * seed + step)
+        return F.cross_entropy(logits(images), to_device(split.labels[rows], device))
 
     yield from _fit(visual, loss, recipe, f"finetune seed {seed}", checkpoint)
 
@@ -227,6 +237,7 @@ def _resume(
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     for name, parameter in named.items():
         optimiser.state[parameter] = {
-            key: state[f"optimiser.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            key: state[f"optimiser.{key}.{name}"].to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
         }
     return int(metadata["step"])

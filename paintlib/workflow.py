@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from paintlib.experiment import Run
 
 
-def book(run: Run, cores: int) -> int:
+def book(run: Run, cores: int, data: Path = Path("data"), weights: str = "") -> int:
     """Bring a run's book up to date and print where it is.
 
     A run that was killed goes on from its last finished step.
@@ -23,23 +24,30 @@ def book(run: Run, cores: int) -> int:
     Args:
         run: what to run.
         cores: how many steps may run side by side.
+        data: the folder of the real data sets.
+        weights: where the public weights of profile `paper` come from; "" for the default.
 
     Returns:
         Snakemake's exit status.
 
     Raises:
-        ValueError: `cores` is not positive.
+        ValueError: `cores` is not positive, or data sets are missing (all are named).
         RuntimeError: another run in this folder is still going.
     """
     if cores < 1:
         raise ValueError(f"cores = {cores}; at least one is needed")
+    if run.profile.real:
+        from paintlib import steps
+
+        if missing := steps.missing_data(run, data):
+            raise ValueError(missing)
     run.artifacts.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _stop)
     lock = os.open(run.root / "artifacts" / ".lock", os.O_CREAT | os.O_RDWR)
     try:
         # held by this process and by Snakemake, and dropped by the system when both are gone
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _snakemake(run, cores, lock)
+        return _snakemake(run, cores, lock, data, weights)
     except BlockingIOError:
         raise RuntimeError(
             "another `make book` is running in this folder; wait for it, or use a second clone"
@@ -52,12 +60,15 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _snakemake(run: Run, cores: int, lock: int) -> int:
+def _snakemake(run: Run, cores: int, lock: int, data: Path, weights: str) -> int:
     command = [
         sys.executable, "-m", "snakemake", "--cores", str(cores), "--keep-going",
         "--nolock", "--rerun-incomplete", "--quiet", "host", "reason",
-        "--config", f"profile={run.profile.name}", f"seed={run.seed}",
+        *_gpus(run), "--config", f"profile={run.profile.name}", f"seed={run.seed}",
     ]  # fmt: skip
+    if run.profile.real:
+        command += [f"limit={run.profile.limit}", f"tasks={','.join(run.profile.tasks)}"]
+        command += [f"finetuned={run.finetuned}", f"weights={weights}"]
     progress = Progress(expected_seconds(run), cores)
     log = run.artifacts / "log.txt"
     for report in (run.artifacts / "failed").glob("*"):
@@ -71,6 +82,7 @@ def _snakemake(run: Run, cores: int, lock: int) -> int:
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=1,
+            env={**os.environ, "PAINTLIB_DATA": str(data.resolve())},
             pass_fds=[lock],
         ) as process,
     ):
@@ -94,9 +106,19 @@ def _snakemake(run: Run, cores: int, lock: int) -> int:
             file=sys.stderr,
         )
         return process.returncode
-    home = (run.artifacts if run.name != "micro" else run.root) / "book"
-    print(f"{progress.clock()}  the book is at {(home / '_build/html/index.html').resolve()}")
+    index = (run.book / "_build/html/index.html").resolve()
+    print(f"{progress.clock()}  the book is at {index}")
     return 0
+
+
+def _gpus(run: Run) -> list[str]:
+    """Let at most one step run on each GPU."""
+    if not run.profile.real:
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    return ["--resources", f"gpu={count}"] if count else []
 
 
 def expected_seconds(run: Run) -> dict[str, float]:

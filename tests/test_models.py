@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from paintlib import models
+from paintlib.pixels import Standardise
 from paintlib.tasks import Task
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
 TEXT = {"context_length": 10, "width": 16, "heads": 2, "layers": 1}
+PIXELS = Standardise((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
 TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."), "Pets")
 
 
@@ -52,16 +54,16 @@ def test_classifier_matches_clips_own_logits(clip):
     one = Task("One", TASK.classnames, ("a {}.",), "One")
     head = models.zero_shot_head(model, tokenize, one)
     with torch.no_grad():
-        pixels = (images.float() / 255 - models.PIXEL_MEAN) / models.PIXEL_STD
+        pixels = (images.float() / 255 - 0.5) / 0.28
         expected, _ = model.get_logits(pixels, tokenize(["a cat.", "a small dog.", "a fish."]))
-        torch.testing.assert_close(models.classifier(model.visual, head)(images), expected)
+        torch.testing.assert_close(models.classifier(model.visual, head, PIXELS)(images), expected)
 
 
 def test_head_can_be_trained_against(clip):
     model, tokenize = clip
     head = models.zero_shot_head(model, tokenize, TASK)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    F.cross_entropy(models.classifier(model.visual, head)(images), torch.tensor([0, 1])).backward()
+    F.cross_entropy(models.classifier(model.visual, head, PIXELS)(images), torch.tensor([0, 1])).backward()
     assert not head.requires_grad and model.visual.proj.grad is not None
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from paintlib import results
 
+CHOICES = {"limit": 0, "weights": "random", "finetuned": "own"}
 SOLUTION = {
     "alpha": 0.5, "value": 1.0, "bracket": [0.0, 1.0], "status": "CONVERGED", "evaluations": 4,
     "trace": [[0.5, 1.0, [0.6, 0.4]]],
@@ -28,7 +29,7 @@ RECORD = {
         "forgetting": {"loss": 0.1, "accuracy": 0.0},
         "quasiconvexity_violation": {"sum": 0.0, "supported": 0.0, "patching": 0.0},
     },
-    "provenance": results.provenance("micro", 0, "cpu", 1.234),
+    "provenance": results.provenance("micro", 0, "cpu", 1.234, **CHOICES),
 }  # fmt: skip
 
 
@@ -100,6 +101,6 @@ def test_schema_describes_itself():
 
 
 def test_provenance_names_the_versions_and_the_commit():
-    provenance = results.provenance("micro", 3, "cpu", 1.0)
+    provenance = results.provenance("micro", 3, "cpu", 1.0, **CHOICES)
     assert provenance["versions"].keys() >= {"python", "torch", "open_clip_torch"}
     assert provenance["seed"] == 3 and provenance["commit"]

@@ -1,16 +1,20 @@
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from paintlib import models, training
+from paintlib.pixels import Standardise
+from paintlib.tasks import Split
 from paintlib.training import Recipe
 
 RECIPE = Recipe(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, checkpoint_every=4)
 IMAGES = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
-LABELS = torch.arange(40) % 3
+SPLIT = Split(IMAGES, torch.arange(40) % 3)
+PIXELS = Standardise((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
 HEAD = torch.nn.functional.normalize(torch.eye(3, 8), dim=1) * 5
 
 
@@ -19,8 +23,9 @@ def tower() -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 8), nn.LayerNorm(8))
 
 
-def finetune(model, seed=0, **options):
-    return training.finetune(model, HEAD, IMAGES, LABELS, RECIPE, seed=seed, **options)
+def finetune(model, seed=0, recipe=RECIPE, **options):
+    logits = models.classifier(model, HEAD, PIXELS)
+    return training.finetune(model, logits, SPLIT, recipe, seed=seed, **options)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -58,7 +63,7 @@ def test_pretraining_resumes_to_the_same_weights(tmp_path):
 
     def steps(model, checkpoint=None):
         return training.pretrain(
-            model, IMAGES, tokens, captions, RECIPE, seed=0, checkpoint=checkpoint
+            model, IMAGES, tokens, captions, PIXELS, RECIPE, seed=0, checkpoint=checkpoint
         )
 
     whole, resumed = clip(), clip()
@@ -95,14 +100,14 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
 def test_diverged_training_is_an_error():
     wild = dataclasses.replace(RECIPE, learning_rate=float("inf"))
     with pytest.raises(ValueError, match=r"training loss is nan at step \d+: the run diverged"):
-        list(training.finetune(tower(), HEAD, IMAGES, LABELS, wild, seed=0))
+        list(finetune(tower(), recipe=wild))
 
 
 def test_rate_warms_up_and_decays():
     rates = [RECIPE.rate(step) for step in range(12)]
-    assert rates[0] == pytest.approx(1e-2 / 3)
-    assert max(rates) == rates[2] and rates[-1] < 2e-4
-    assert rates[2:] == sorted(rates[2:], reverse=True)
+    # PAINT's schedule: linear over the warm-up, then a cosine over the steps that remain
+    assert rates[:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
+    assert rates[3:] == pytest.approx([5e-3 * (1 + math.cos(math.pi * i / 9)) for i in range(9)])
 
 
 def test_batches_cover_each_epoch_once():

@@ -1,14 +1,18 @@
 """Classification tasks: what a task is, and the images of one split.
 
-`paintlib.tasks.micro` renders the 13 small twins; no name here depends on where images come from.
+`paintlib.tasks.micro` renders the 13 small twins, `paintlib.tasks.paper` reads the 13 real data
+sets; no name here depends on where images come from.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-__all__ = ["Split", "Task"]
+__all__ = ["SPLITS", "Split", "SplitName", "Task"]
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ class Split(NamedTuple):
     Attributes:
         images: uint8, shape (n, 3, height, width).
         labels: int64, shape (n,).
+        sizes: int32, shape (n, 2): width and height of each picture before it was squashed to a
+            square; None where pictures were not squashed.
     """
 
     images: Tensor
     labels: Tensor
+    sizes: Tensor | None = None

@@ -9,14 +9,14 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paintlib.tasks import Split, Task
+from paintlib.tasks import SPLITS, Split, SplitName, Task
 from paintlib.tasks.canvas import COLOUR_NAMES, Canvas, to_uint8
 from paintlib.tasks.figures import (
     LOOKS,
@@ -44,9 +44,6 @@ __all__ = [
     "captioned",
     "render",
 ]
-
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 # Share of the captions that belong to another picture, as on the web. It keeps the zero-shot
 # model under-confident and leaves room for fine-tuning: part of the backward transfer seen.

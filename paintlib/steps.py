@@ -1,0 +1,321 @@
+"""The steps of a run, from images to curves: each reads the files before it and writes its own.
+
+Every step shows its progress and writes its file whole or not at all, so that a killed run goes on
+from the last finished step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from paintlib import checkpoints, metrics, models, pixels, results, training
+from paintlib.experiment import Run, plain, use_threads
+from paintlib.losses import Score
+from paintlib.profiles import ALPHAS, SmallClip
+from paintlib.tasks import SPLITS, Task, micro, paper
+
+# short lines at a calm pace: the bars end up in the log of a parallel run
+_BAR: dict[str, Any] = {"mininterval": 10.0, "ncols": 90, "leave": False}
+_SIDE = 224  # pixels of CLIP ViT-B/32
+
+
+def render(run: Run) -> None:
+    """Draw the splits of every twin and write one file a task."""
+    for task in tqdm(run.profile.tasks, "render the tasks", **_BAR):
+        tensors: dict[str, Tensor] = {}
+        for split in SPLITS:
+            count = run.profile.images(split)
+            assert count is not None
+            drawn = micro.render(task, split, count)
+            tensors |= {f"{split}.images": drawn.images, f"{split}.labels": drawn.labels}
+        models.save(run.images(task), tensors, task=task)
+
+
+def pretrain(run: Run) -> None:
+    """Pre-train CLIP on captioned images; write its image tower and the zero-shot heads."""
+    use_threads(2, run.device)  # fixed, because sums depend on it
+    clip = run.profile.clip
+    assert isinstance(clip, SmallClip)
+    images, captions = micro.captioned(clip.captioned_images, run.seed)
+    distinct = sorted(set(captions))
+    rows = {caption: row for row, caption in enumerate(distinct)}
+    # every task is in the vocabulary, so that a profile's choice of tasks changes no weight
+    prompts = [p for t in micro.TASKS.values() for c in t.classnames for p in t.prompts(c)]
+    tokenize = models.Tokenizer.covering([*distinct, *prompts], clip.text["context_length"])
+    torch.manual_seed(run.seed)
+    model = models.build_clip(clip.embed_dim, clip.vision, clip.text, tokenize.vocabulary)
+    checkpoint = run.artifacts / "pretraining.checkpoint"
+    steps = training.pretrain(
+        model,
+        images,
+        tokenize(distinct),
+        torch.tensor([rows[caption] for caption in captions]),
+        run.profile.pixels,
+        clip.recipe,
+        seed=run.seed,
+        checkpoint=checkpoint,
+    )
+    _watch(steps, clip.recipe.steps, "pre-train CLIP")
+    for task in run.profile.tasks:
+        head = models.zero_shot_head(model, tokenize, micro.TASKS[task])
+        models.save(run.zero_shot_head(task), {"head": head}, task=task, seed=run.seed)
+    _save_zero_shot(run, model, "pre-trained in the run", recipe=clip.recipe)
+    checkpoint.unlink(missing_ok=True)
+
+
+def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
+    """Decode the splits of a real data set into the cache, and write where they are.
+
+    Args:
+        run: the run.
+        task: the data set.
+        data: the folder of all data sets.
+        workers: processes that decode.
+
+    Raises:
+        ValueError: the data set is missing or damaged, or the disk too small.
+    """
+    described = paper.task(task, data)
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        if split == "train" and task in run.profile.supported:
+            continue  # never fine-tuned on
+        pictures = paper.open_split(task, data, split)
+        rows = pixels.choose(pictures, run.profile.images(split))
+        fit: pixels.Fit = "squash" if split == "train" else "crop"
+        cache = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
+        what = f"{task} {split}"
+        if not cache.ready:
+            size = f"{len(rows)} images, {cache.bytes / 1e9:.2f} GB"
+            print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
+        with tqdm(total=len(rows), desc=f"decode {what}", **_BAR) as bar:
+            for done in cache.write(workers if len(rows) > 500 else 0):
+                bar.update(done - bar.n)
+        splits[split] = {"cache": cache.key, "images": len(rows)}
+    results.write_json(
+        run.images(task),
+        {
+            "task": task,
+            "classnames": described.classnames,
+            "templates": described.templates,
+            "splits": splits,
+        },
+    )
+
+
+def missing_data(run: Run, data: Path) -> str | None:
+    """Say which data sets a run still has to decode and cannot find, all at once; None if none."""
+    if not run.profile.real:
+        return None
+    wanted = [task for task in run.profile.tasks if not run.images(task).exists()]
+    missing = paper.missing(wanted, data)
+    if not missing:
+        return None
+    lines = "".join(f"\n  {task}: {why}" for task, why in missing.items())
+    return (
+        f"{len(missing)} of {len(run.profile.tasks)} data sets are not in {data.resolve()}:{lines}\n"
+        f"`python -m paintlib data --data {data}` says how to get each; "
+        "TASKS=A,B,... runs only some"
+    )
+
+
+def zero_shot(run: Run, weights: str) -> None:
+    """Write both towers of a public CLIP.
+
+    Args:
+        run: the run.
+        weights: `openai`, `random`, or a file, see `checkpoints.pretrained_clip`.
+
+    Raises:
+        ValueError: the weights cannot be had or are of another architecture.
+    """
+    use_threads(1, run.device)
+    assert isinstance(run.profile.clip, str)
+    torch.manual_seed(run.seed)
+    model = checkpoints.pretrained_clip(run.profile.clip, weights)
+    rest = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
+    models.save(run.text_tower, rest, weights=Path(weights).name)
+    _save_zero_shot(run, model, Path(weights).name, recipe="none")
+
+
+def head(run: Run, task: str) -> None:
+    """Write the zero-shot head that a data set's prompts make with the text tower.
+
+    Raises:
+        ValueError: a file of the steps before is damaged.
+    """
+    use_threads(1, run.device)
+    assert isinstance(run.profile.clip, str)
+    described = results.read_json(run.images(task))
+    templates = described["templates"][: 1 if run.profile.limit else None]
+    prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
+    prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
+    tower, _ = models.load(run.text_tower)
+    model, tokenize = models.text_model(run.profile.clip, tower, prompts)
+    with tqdm(total=len(prompts), desc=f"head of {task}", **_BAR) as bar:
+
+        def watched(texts: list[str]) -> Tensor:
+            bar.update(len(texts))
+            return tokenize(texts)
+
+        rows = models.zero_shot_head(model.to(run.device), watched, prompted)
+    models.save(run.zero_shot_head(task), {"head": rows}, task=task)
+
+
+def finetune(run: Run, patching: str) -> None:
+    """Write the image tower fine-tuned on a patching task: by the run itself, or a public one.
+
+    Raises:
+        ValueError: a public checkpoint is missing or of another architecture.
+    """
+    use_threads(1, run.device)
+    visual = run.image_tower()
+    parent = models.metadata(run.zero_shot)["digest"]
+    if run.source != "own":
+        if run.source == "hub":
+            file = checkpoints.hub_checkpoint(patching)
+        else:
+            file = checkpoints.local_checkpoint(Path(run.finetuned), patching)
+        weights = checkpoints.import_image_tower(file, visual.state_dict())
+        models.save(
+            run.fine_tuned(patching), weights, task=patching, parent=parent, imported=file.name
+        )
+        return
+    recipe = run.profile.finetuning
+    checkpoint = run.artifacts / "fine_tuned" / f"{patching}.checkpoint"
+    mixed = run.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    logits = models.classifier(
+        visual, run.head(patching), run.profile.pixels, torch.bfloat16 if mixed else None
+    )
+    steps = training.finetune(
+        visual,
+        logits,
+        run.load_split(patching, "train"),
+        recipe,
+        seed=run.seed,
+        checkpoint=checkpoint,
+    )
+    _watch(steps, recipe.steps, f"fine-tune on {patching}")
+    models.save(
+        run.fine_tuned(patching),
+        visual.state_dict(),
+        task=patching,
+        step=recipe.steps,
+        seed=run.seed,
+        recipe=recipe,
+        parent=parent,
+    )
+    checkpoint.unlink(missing_ok=True)
+
+
+def sample_curves(run: Run, patching: str) -> None:
+    """Score every supported task and the patching task along one path, and write the curves.
+
+    One patched model serves all the pairs of its patching task.
+    """
+    use_threads(1, run.device)
+    visual, path = run.empty_tower(), run.path(patching)
+    tasks = (*run.profile.supported, patching)
+    losses = {task: run.task_loss(visual, task, "validation", run.half) for task in tasks}
+    scores: dict[str, list[Score]] = {task: [] for task in tasks}
+    for alpha in tqdm(ALPHAS, f"curves to {patching}", **_BAR):
+        path.set_(visual, alpha)
+        for task in tasks:
+            scores[task].append(losses[task].score())
+    path.set_(visual, 0.0)
+    displacement = path.start.double() - path.end.double()
+    gradients = {}
+    for task in tqdm(run.profile.supported, f"gradients at {patching}", **_BAR):
+        precise = run.task_loss(visual, task, "validation")
+        gradient = path.flatten(precise.gradient()).double()
+        gradients[task] = {
+            "norm": float(torch.linalg.vector_norm(gradient)),
+            "similarity": metrics.gradient_similarity(displacement, gradient),
+            "slope": float(-(gradient @ displacement)),
+        }
+    ends = {}
+    for name, alpha in (("zero_shot", 0.0), ("fine_tuned", 1.0)):
+        path.set_(visual, alpha)
+        ends[name] = {
+            task: plain(run.task_loss(visual, task, "test", run.half).score())
+            for task in tqdm(tasks, f"test images, {name}", **_BAR)
+        }
+    results.write_json(
+        run.curves(patching),
+        {
+            "alphas": ALPHAS,
+            "length": path.length,
+            "tasks": {
+                task: {
+                    "classes": len(run.head(task)),
+                    "images": scores[task][0].images,
+                    "loss": [score.loss for score in scores[task]],
+                    "accuracy": [score.accuracy for score in scores[task]],
+                }
+                for task in tasks
+            },
+            "gradients": gradients,
+            "test": ends,
+        },
+    )
+
+
+def describe(run: Run) -> None:
+    """Write `run.json`: what the pages need to know about the run beyond its pairs."""
+    profile = run.profile
+    weights, metadata = models.load(run.zero_shot)
+    tasks: dict[str, Any] = {}
+    for task in profile.tasks:
+        if profile.real:
+            decoded = results.read_json(run.images(task))["splits"]
+            images = {split: decoded[split]["images"] for split in decoded}
+        else:
+            images = {split: profile.images(split) for split in SPLITS}
+        tasks[task] = {
+            "label": profile.label(task),
+            "classes": len(run.head(task)),
+            "images": images,
+        }
+    results.write_json(
+        run.results / "run.json",
+        {
+            "profile": profile.name,
+            "seed": run.seed,
+            **run.choices,
+            "supported": profile.supported,
+            "patching": profile.patching,
+            "tasks": tasks,
+            "parameters": int(metadata["parameters"]),
+            "image_tower_parameters": sum(w.numel() for w in weights.values()),
+        },
+    )
+
+
+def _save_zero_shot(run: Run, model: nn.Module, weights: str, **metadata: object) -> None:
+    visual = model.visual
+    assert isinstance(visual, nn.Module)
+    models.save(
+        run.zero_shot,
+        visual.state_dict(),
+        profile=run.profile.name,
+        seed=run.seed,
+        weights=weights,
+        parameters=sum(p.numel() for p in model.parameters()),
+        **metadata,
+    )
+
+
+def _watch(steps: Iterable[training.Step], total: int, what: str) -> None:
+    with tqdm(total=total, desc=what, **_BAR) as bar:
+        for step in steps:
+            if step.number > bar.n + 1:
+                bar.initial = step.number - 1  # resumed: the time left counts from here
+            bar.update(step.number - bar.n)
+            if step.number % 50 == 0:
+                bar.set_postfix(loss=f"{float(step.loss):.3f}", refresh=False)
