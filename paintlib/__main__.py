@@ -177,5 +177,10 @@ def _announcement(run: Run) -> str:
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Run the command `paintlib`."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    cli()

@@ -92,7 +92,7 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
         cache = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
         what = f"{task} {split}"
         if not cache.ready:
-            size = f"{len(rows)} images, {cache.bytes / 1e9:.2f} GB"
+            size = f"{len(rows)} images, {tqdm.format_sizeof(cache.bytes, 'B')}"
             print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
         with tqdm(total=len(rows), desc=f"decode {what}", **_BAR) as bar:
             for done in cache.write(workers if len(rows) > 500 else 0):

@@ -1,0 +1,187 @@
+"""Measure how fast this machine does what the profile `paper` consists of.
+
+    python benchmarks/throughput.py [--quick] [--threads N] [--note TEXT]
+
+Images per second of CLIP ViT-B/32's image tower with random weights, forward and in training, on
+the GPU if there is one, and of decoding JPEG files on one core. Writes
+`results/bench/throughput-DEVICE.json`, which the page "Running the paper's experiment" reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import io
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms import functional as V
+from tqdm import tqdm
+
+from paintlib import cost, results
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = 100
+PICTURE = (500, 375)  # width and height of a typical photograph of ImageNet
+DECODED = 32  # pictures in one timed call
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small batches, one repeat")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--note", default="", help="kept in the file, say what else was running")
+    parser.add_argument("--folder", type=Path, default=ROOT / "results" / "bench")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    repeats = 1 if options.quick else (10 if kind == "cuda" else 3)
+    cases = _cases(torch.device(kind), options.quick)
+    rows = []
+    for what, prepare in tqdm(cases, "throughput", unit="case", leave=False):
+        call = prepare()
+        call()  # the first call allocates and tunes
+        seconds = [_timed(call, kind) for _ in range(repeats)]
+        rates = [what["batch"] / second for second in seconds]
+        spread = {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
+        rows.append(what | {k: round(v, 3) for k, v in spread.items()} | {"repeats": repeats})
+        del call
+    record = {
+        "device": (device := _device(kind)),
+        "kind": kind,
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "note": options.note,
+        "model": cost.MODEL,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")},
+        "images_per_second": rows,
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    path = options.folder / f"throughput-{slug}.json"
+    results.write_json(path, record)
+    for row in rows:
+        print(
+            f"{row['work']:8} {row['precision']:5} batch {row['batch']:4}: {row['median']:9.1f} "
+            f"images/s ({row['low']:.1f} to {row['high']:.1f})"
+        )
+    print(f"written: {os.path.relpath(path)}")
+
+
+def _cases(
+    device: torch.device, quick: bool
+) -> list[tuple[dict[str, Any], Callable[[], Callable[[], object]]]]:
+    """Return what is measured: a label, and what sets up the call to time."""
+    forward: dict[str, torch.dtype | None] = {"fp32": None}
+    training = dict(forward)
+    batches = {"forward": [4, 16], "training": [4, 16]}
+    if device.type == "cuda":  # the precisions that the workflow uses on a GPU
+        batches = {"forward": [64, 256, 1024], "training": [128, 256]}
+        forward["fp16"] = torch.float16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            training["bf16"] = torch.bfloat16
+    cases: list[tuple[dict[str, Any], Callable[[], Callable[[], object]]]] = [
+        ({"work": "decode", "precision": "uint8", "batch": DECODED}, _decoding)
+    ]
+    for work, dtypes, prepare in (
+        ("forward", forward, _forward),
+        ("training", training, _training),
+    ):
+        for name, dtype in dtypes.items():
+            for batch in batches[work][:1] if quick else batches[work]:
+                what = {"work": work, "precision": name, "batch": batch}
+                cases.append((what, functools.partial(prepare, device, batch, dtype)))
+    return cases
+
+
+def _timed(call: Callable[[], object], kind: str) -> float:
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _tower(device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    visual: nn.Module = open_clip.CLIP(**open_clip.get_model_config(cost.MODEL)).visual
+    return visual.to(device)
+
+
+def _forward(device: torch.device, batch: int, dtype: torch.dtype | None) -> Callable[[], object]:
+    visual, pictures = _tower(device).eval(), torch.randn(batch, 3, 224, 224, device=device)
+
+    def call() -> None:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+        ):
+            visual(pictures)
+
+    return call
+
+
+def _training(device: torch.device, batch: int, dtype: torch.dtype | None) -> Callable[[], object]:
+    visual, pictures = _tower(device).train(), torch.randn(batch, 3, 224, 224, device=device)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    head = 100 * F.normalize(torch.randn(CLASSES, 512, device=device), dim=-1)
+    optimiser = torch.optim.AdamW(visual.parameters(), lr=1e-5, weight_decay=0.1, fused=True)
+
+    def call() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            features = visual(pictures)
+        logits = F.normalize(features.float(), dim=-1) @ head.T
+        optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, labels).backward()
+        nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
+        optimiser.step()
+
+    return call
+
+
+def _decoding() -> Callable[[], object]:
+    """Read a JPEG, resize its shorter side to 224 by bicubic interpolation, cut out the centre."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    fine = np.asarray(coarse.resize(PICTURE, Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = np.clip(fine + generator.normal(0, 6, fine.shape).astype(np.int16), 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(noisy.astype(np.uint8)).save(file, "JPEG", quality=90)
+    data = file.getvalue()
+
+    def call() -> None:
+        for _ in range(DECODED):
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            picture = V.resize(picture, [224], V.InterpolationMode.BICUBIC)
+            V.pil_to_tensor(V.center_crop(picture, [224, 224]))
+
+    return call
+
+
+def _device(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
