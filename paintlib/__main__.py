@@ -66,8 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     add("head", lambda o: _steps().head(_run(o), o.task), "write a zero-shot head", "task")
     add("render", lambda o: _steps().render(_run(o)), "draw the tasks")
     add("pretrain", lambda o: _steps().pretrain(_run(o)), "pre-train CLIP")
-    add("finetune", lambda o: _steps().finetune(_run(o), o.task), "fine-tune on a patching task", "task")
-    add("curves", lambda o: _steps().sample_curves(_run(o), o.task), "sample losses on a path", "task")
+    add(
+        "finetune",
+        lambda o: _steps().finetune(_run(o), o.task),
+        "fine-tune on a patching task",
+        "task",
+    )
+    add(
+        "curves",
+        lambda o: _steps().sample_curves(_run(o), o.task),
+        "sample losses on a path",
+        "task",
+    )
     add("describe", lambda o: _steps().describe(_run(o)), "write run.json")
     page = add("page", _page, "run one notebook into a page", "source", "target")
     page.add_argument("--title")
@@ -164,7 +174,14 @@ def _assemble(options: argparse.Namespace) -> None:
 
     run = _run(options)
     pairs = [f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching]
-    pages.assemble(Path("book"), Path(options.target), run.results, pairs, _announcement(run))
+    pages.assemble(
+        Path("book"),
+        Path(options.target),
+        run.results,
+        pairs,
+        _announcement(run),
+        twins=not run.profile.real,
+    )
 
 
 def _announcement(run: Run) -> str:

@@ -172,7 +172,9 @@ class Run:
         if self.profile.real:
             decoded = results.read_json(self.images(task))["splits"]
             if split not in decoded:
-                raise ValueError(f"{task} is a supported task: its {split} images are not decoded")
+                raise ValueError(
+                    f"this run never trains on {task}: its {split} images are not decoded"
+                )
             return pixels.load(self.cache, decoded[split]["cache"], squashed=split == "train")
         tensors, _ = models.load(self.images(task))
         return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])

@@ -88,7 +88,9 @@ def execute(
         _write(_stable(executed), target)
 
 
-def assemble(prose: Path, target: Path, results: Path, pairs: list[str], announcement: str) -> None:
+def assemble(
+    prose: Path, target: Path, results: Path, pairs: list[str], announcement: str, *, twins: bool
+) -> None:
     """Copy the prose of the book to `target`, for a run whose pages are not the committed ones.
 
     Args:
@@ -97,6 +99,7 @@ def assemble(prose: Path, target: Path, results: Path, pairs: list[str], announc
         results: the run's results, which replace those of the committed run.
         pairs: the pairs that have a page, as SUPPORTED-PATCHING.
         announcement: what stands at the top of every page.
+        twins: whether the tasks are micro twins, which carry a µ.
     """
     executed = shutil.ignore_patterns("_build", "pairs", "results", ".ipynb_checkpoints")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
@@ -117,6 +120,8 @@ def assemble(prose: Path, target: Path, results: Path, pairs: list[str], announc
             for chapter in part["chapters"]
             if not chapter["file"].startswith("pairs/") or chapter["file"][6:] in pairs
         ]
+        if not twins:
+            part["caption"] = part["caption"].replace("µ", "")
     contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
     (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True))
 

@@ -84,7 +84,7 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
     described = paper.task(task, data)
     splits: dict[str, Any] = {}
     for split in SPLITS:
-        if split == "train" and task in run.profile.supported:
+        if split == "train" and (task in run.profile.supported or run.source != "own"):
             continue  # never fine-tuned on
         pictures = paper.open_split(task, data, split)
         rows = pixels.choose(pictures, run.profile.images(split))
@@ -117,9 +117,10 @@ def missing_data(run: Run, data: Path) -> str | None:
     missing = paper.missing(wanted, data)
     if not missing:
         return None
+    count = f"{len(missing)} of {len(run.profile.tasks)}"
     lines = "".join(f"\n  {task}: {why}" for task, why in missing.items())
     return (
-        f"{len(missing)} of {len(run.profile.tasks)} data sets are not in {data.resolve()}:{lines}\n"
+        f"{count} data sets are not in {data.resolve()}:{lines}\n"
         f"`python -m paintlib data --data {data}` says how to get each; "
         "TASKS=A,B,... runs only some"
     )

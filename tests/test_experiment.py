@@ -19,7 +19,9 @@ def test_profile_fits_its_tasks(name):
 
 
 def test_unknown_profile_task_and_seed_list_what_there_is():
-    with pytest.raises(ValueError, match="unknown profile 'macro'; choose one of smoke, micro, paper"):
+    with pytest.raises(
+        ValueError, match="unknown profile 'macro'; choose one of smoke, micro, paper"
+    ):
         Run.of("macro")
     with pytest.raises(ValueError, match="seed = -1"):
         Run.of("micro", -1)

@@ -59,11 +59,24 @@ def test_classifier_matches_clips_own_logits(clip):
         torch.testing.assert_close(models.classifier(model.visual, head, PIXELS)(images), expected)
 
 
+def test_half_precision_is_close_and_returns_the_weights_own(clip):
+    model, tokenize = clip
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    head = models.zero_shot_head(model, tokenize, TASK)
+    with torch.inference_mode():
+        exact = models.classifier(model.visual, head, PIXELS)(images)
+        half = models.classifier(model.visual, head, PIXELS, torch.bfloat16)(images)
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02 * float(head.norm(dim=1).max()))
+
+
 def test_head_can_be_trained_against(clip):
     model, tokenize = clip
     head = models.zero_shot_head(model, tokenize, TASK)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    F.cross_entropy(models.classifier(model.visual, head, PIXELS)(images), torch.tensor([0, 1])).backward()
+    F.cross_entropy(
+        models.classifier(model.visual, head, PIXELS)(images), torch.tensor([0, 1])
+    ).backward()
     assert not head.requires_grad and model.visual.proj.grad is not None
 
 
