@@ -1,6 +1,7 @@
 # make book   the whole run, from training to the built book   (CORES=2 PROFILE=micro SEED=0)
 #             PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
 # make test   all tests
+# make bench  how fast this machine runs CLIP ViT-B/32, for the runbook's hours
 # make env    the environment in .venv, which both need
 # make lint   ruff and mypy
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DATA ?= data
 FINETUNED ?= own
 BIN := .venv/bin
 
-.PHONY: book test env lint clean
+.PHONY: book test bench env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -30,6 +31,9 @@ book: env
 
 test: env
 	$(BIN)/python -m pytest
+
+bench: env
+	$(BIN)/python benchmarks/throughput.py
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

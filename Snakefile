@@ -15,6 +15,10 @@ run = Run.of(
 A, R, BOOK = run.artifacts, run.results, run.book
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
 SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions published runbook".split()
+FURTHER = {  # what these pages read beyond the pairs
+    "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
+    "runbook": ["paintlib/cost.py", *sorted(map(str, Path("results/bench").glob("*.json")))],
+}
 SUMMARIES += [] if run.profile.real else ["twins"]
 PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
@@ -200,7 +204,7 @@ rule summary:
         "paintlib/solver.py",
         f"{R}/run.json",
         expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING),
-        lambda w: {"published": ["book/published/vitb32_accuracy.csv"]}.get(w.summary, []),
+        lambda w: FURTHER.get(w.summary, []),
         source="notebooks/{summary}.md",
     output:
         f"{BOOK}/results/{{summary}}.ipynb",

@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -40,3 +43,14 @@ def pair():
         return PairObjective(path, tasks, [4, 4], normalisation, **options)
 
     return build
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy what a clone has into `folder`, without anything that was run here since."""
+    root = Path(__file__).resolve().parent.parent
+    unwanted = shutil.ignore_patterns("_build", "__pycache__", ".ipynb_checkpoints")
+    for name in ("paintlib", "notebooks", "book", "results/micro", "results/bench"):
+        shutil.copytree(root / name, folder / name, ignore=unwanted, symlinks=True)
+    for name in ("Snakefile", "_config.yml", "_toc.yml"):
+        shutil.copy(root / name, folder / name)
+    return folder

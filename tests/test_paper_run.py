@@ -18,6 +18,7 @@ import open_clip
 import pytest
 import torch
 import trees
+from conftest import copy_project
 
 from paintlib import checkpoints, experiment, models, results, steps, training
 from paintlib.__main__ import main
@@ -25,7 +26,6 @@ from paintlib.experiment import Run
 from paintlib.profiles import PROFILES
 from paintlib.tasks import paper
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "embed_dim": 32,
     "quick_gelu": True,
@@ -227,14 +227,7 @@ WORKFLOW = "CIFAR10,STL10,EuroSAT,MNIST,SVHN"  # 2 supported x 3 patching
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project, run once with ViT-B/32 on generated trees."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("paintlib", "notebooks", "book", "results"):
-        unwanted = shutil.ignore_patterns("_build", "__pycache__", "paper*", ".ipynb_checkpoints")
-        if name == "paintlib":
-            unwanted = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=unwanted, symlinks=True)
-    for name in ("Snakefile", "_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("project"))
     trees.write(folder / "data", names=WORKFLOW.split(","))
     done = book(folder, "data")
     assert done.returncode == 0, done.stdout[-4000:]

@@ -2,17 +2,16 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import copy_project
 
 from paintlib import results
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.workflow
 
 
@@ -35,12 +34,7 @@ def book(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project without anything that was run, built once in the smoke profile."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("paintlib", "notebooks", "book", "results"):
-        unwanted = shutil.ignore_patterns("_build", "__pycache__", "smoke", ".ipynb_checkpoints")
-        shutil.copytree(ROOT / name, folder / name, ignore=unwanted, symlinks=True)
-    for name in ("Snakefile", "_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("project"))
     done = book(folder)
     assert done.returncode == 0, done.stdout[-4000:]
     return folder, done.stdout
@@ -48,7 +42,7 @@ def project(tmp_path_factory):
 
 def test_run_shows_progress_and_prints_the_path_of_the_book(project):
     folder, output = project
-    assert re.search(r"\d+:\d\d  step 20 of 20 done \(book\)", output)
+    assert re.search(r"\d+:\d\d  step 22 of 22 done \(book\)", output)
     index = re.search(r"the book is at (\S+)$", output.strip())[1]
     assert Path(index) == folder / "artifacts/smoke/book/_build/html/index.html"
     assert Path(index).stat().st_size > 5000
@@ -124,7 +118,7 @@ def test_smoke_pages_are_reproduced_by_nbval(project):
     folder, _ = project
     pages = sorted((folder / "artifacts/smoke/book").glob("*/*.ipynb"))
     pages = [p for p in pages if p.parent.name in ("pairs", "results")]
-    assert len(pages) == 11
+    assert len(pages) == 13
     done = call(folder, "pytest", "--nbval", "-q", "-p", "no:cacheprovider", *map(str, pages))
     assert done.returncode == 0, done.stdout[-4000:]
 
