@@ -25,6 +25,7 @@ SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.pr
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
 
+GPU = int(run.profile.real)  # of each step that computes with the model
 # a short spin: threads that wait for long starve whatever else runs on the machine
 PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -97,7 +98,7 @@ if run.profile.real:
         benchmark:
             f"{A}/benchmarks/head.{{task}}.tsv"
         resources:
-            gpu=1,
+            gpu=GPU,
         shell:
             "{PAINT} head {RUN} {wildcards.task}"
 
@@ -153,7 +154,7 @@ rule finetune:
     benchmark:
         f"{A}/benchmarks/finetune.{{patching}}.tsv"
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{PAINT} finetune {RUN} {wildcards.patching}"
 
@@ -171,7 +172,7 @@ rule curves:
     benchmark:
         f"{A}/benchmarks/curves.{{patching}}.tsv"
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{PAINT} curves {RUN} {wildcards.patching}"
 
@@ -190,7 +191,7 @@ rule pair:
     benchmark:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{PAINT} page --failures {A}/failed notebooks/pair.md {output[0]} --title '{params.title}'"
         " -p root {UP} {PAGE_RUN}"

@@ -118,7 +118,7 @@ def missing_data(run: Run, data: Path) -> str | None:
     if not missing:
         return None
     count = f"{len(missing)} of {len(run.profile.tasks)}"
-    lines = "".join(f"\n  {task}: {why}" for task, why in missing.items())
+    lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
     return (
         f"{count} data sets are not in {data.resolve()}:{lines}\n"
         f"`python -m paintlib data --data {data}` says how to get each; "
