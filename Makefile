@@ -8,7 +8,7 @@ PYTHON ?= python3
 CORES ?= 2
 PROFILE ?= micro
 SEED ?= 0
-DATA ?= data
+DATA ?= $(or $(PAINTLIB_DATA),data)
 FINETUNED ?= own
 BIN := .venv/bin
 
@@ -39,4 +39,5 @@ lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
-	rm -rf artifacts .snakemake book/_build
+	find artifacts -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
+	rm -rf .snakemake book/_build

@@ -1,7 +1,10 @@
 # One rule a step, from images to the built book. `make book` calls it through
 # `python -m paintlib book`; a cluster calls it directly: snakemake --executor slurm --config ...
+import os
 import sys
 from pathlib import Path
+from shlex import quote
+from paintlib import checkpoints, steps
 from paintlib.experiment import Run
 
 SETTINGS = {name: str(config.get(name, "")) for name in "limit tasks finetuned".split()}
@@ -12,6 +15,8 @@ run = Run.of(
     tasks=SETTINGS["tasks"],
     finetuned=SETTINGS["finetuned"] or "own",
 )
+if workflow.is_main_process:  # not in the jobs that a cluster starts
+    steps.check_inputs(run, Path(os.environ.get("PAINTLIB_DATA", "data")))
 A, R, BOOK = run.artifacts, run.results, run.book
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
 SUMMARIES = "claims table1 figure1 figure2 quasi_convexity open_questions published runbook".split()
@@ -27,16 +32,22 @@ HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
 
 GPU = int(run.profile.real)  # of each step that computes with the model
 # a short spin: threads that wait for long starve whatever else runs on the machine
-PAINT = f"PYTHONPATH={Path.cwd()} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
+PAINT = f"PYTHONPATH={quote(str(Path.cwd()))} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
-RUN = " ".join(f"--{name} '{value}'" for name, value in CHOICES.items() if value != "")
+RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")
 PAGE_RUN = f"-p profile {run.profile.name} -p seed {run.seed} -p limit {run.profile.limit}"
 PAGE_RUN += f" -p finetuned {run.source}"
 TWINS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
 TRAINING = [f"paintlib/{m}.py" for m in "experiment models pixels profiles steps training".split()]
 SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models pixels steps".split()]
 PAGE = [f"paintlib/{m}.py" for m in "experiment pages plots results".split()]
+
+
+def given_weights(patching):
+    if run.source != "given":
+        return []
+    return [str(checkpoints.local_checkpoint(Path(run.finetuned), patching))]
 
 
 wildcard_constraints:
@@ -78,6 +89,7 @@ if run.profile.real:
     rule zero_shot:
         input:
             "paintlib/checkpoints.py",
+            [file for file in [str(config.get("weights") or "")] if Path(file).is_file()],
         output:
             f"{A}/zero_shot.safetensors",
             f"{A}/text_tower.safetensors",
@@ -86,7 +98,7 @@ if run.profile.real:
         benchmark:
             f"{A}/benchmarks/zero_shot.tsv"
         shell:
-            "{PAINT} zero_shot {RUN} --weights '{params.weights}'"
+            "{PAINT} zero_shot {RUN} --weights {params.weights:q}"
 
     rule head:
         input:
@@ -149,6 +161,7 @@ rule finetune:
         f"{A}/zero_shot.safetensors",
         f"{A}/heads/{{patching}}.safetensors",
         lambda w: run.images(w.patching),
+        lambda w: given_weights(w.patching),
     output:
         f"{A}/fine_tuned/{{patching}}.safetensors",
     benchmark:

@@ -185,11 +185,11 @@ def _assemble(options: argparse.Namespace) -> None:
 
 
 def _announcement(run: Run) -> str:
-    limit = run.profile.limit
-    if not limit:
+    limit, weights = run.profile.limit, run.choices["weights"]
+    if not limit and weights != "random":
         return f"This is the book of the run {run.name}: {run.profile.purpose}."
     return (
-        f"DRY RUN {run.name}: {limit} images of each split, weights {run.choices['weights']}. "
+        f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
         "It shows that every step works; no number in this book means anything."
     )
 

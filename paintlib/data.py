@@ -5,7 +5,6 @@ put together in the hidden folder `.NAME.part` beside its place and renamed when
 stopped one never looks like a data set; the same command goes on with the archives already there.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -138,24 +137,6 @@ def run(root: Path, name: str | None = None) -> None:
     if name is not None:
         fetch(name, root)
     print(table(root))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m paintlib.data", description=__doc__)
-    parser.add_argument("--data", type=Path, default=os.environ.get("PAINTLIB_DATA", "data"),
-                        metavar="FOLDER", help="the folder of all data sets")  # fmt: skip
-    parser.add_argument("--fetch", metavar="NAME", help="download this one")
-    options = parser.parse_args(arguments)
-    try:
-        run(Path(options.data), options.fetch)
-    except KeyboardInterrupt:
-        print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError) as error:
-        print(f"paintlib: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _tops(name: str) -> tuple[str, ...]:
@@ -426,4 +407,6 @@ _SOURCES: dict[str, _Source] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from paintlib.__main__ import main
+
+    sys.exit(main(["data", *sys.argv[1:]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,7 @@ class Run:
         """
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
+        finetuned = finetuned or "own"
         chosen = get(profile).limited(limit)
         if tasks:
             chosen = chosen.only([name.strip() for name in tasks.split(",")])
@@ -371,17 +373,18 @@ def use_threads(count: int, device: torch.device) -> None:
 
 
 def free_device() -> tuple[torch.device, IO[str] | None]:
-    """Return a GPU that no other step on this machine uses, and the lock that holds it.
+    """Return a GPU that no other step of this user uses here, and the lock that holds it.
 
     The first one is shared if all are taken; without any it is the CPU. The lock is dropped when
     its file is closed, at the latest when the process is gone.
     """
     for index in range(torch.cuda.device_count()):
         identity = torch.cuda.get_device_properties(index).uuid
-        lock = (Path(tempfile.gettempdir()) / f"paintlib-{identity}.lock").open("w")
+        file = Path(tempfile.gettempdir()) / f"paintlib-{os.getuid()}-{identity}.lock"
+        lock = file.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             lock.close()
         else:
             return torch.device("cuda", index), lock

@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from paintlib.tasks import Split
 
 Fit = Literal["crop", "squash"]  # to evaluate: shorter side, centre; to train: the whole picture
 
+Pixels: TypeAlias = np.memmap[Any, np.dtype[Any]]
+
+_PIXELS = ("images", "sizes")
 _FLUSH = 4096  # pictures between two notes of how far decoding has come
 
 
@@ -53,10 +57,16 @@ class Standardise(NamedTuple):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return images `(n, 3, height, width)` of range 0..255 as the floats the model reads."""
-        mean, std = (
-            torch.tensor(row, device=images.device).view(3, 1, 1) for row in (self.mean, self.std)
-        )
+        mean, std = _constants(self, images.device)
         return (images.float() / 255 - mean) / std
+
+
+@lru_cache
+def _constants(standardise: Standardise, device: torch.device) -> tuple[Tensor, Tensor]:
+    # made once: moving them to a GPU for each batch would wait for the one before
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(row, device=device).view(3, 1, 1) for row in standardise)
+        return mean, std
 
 
 def choose(pictures: Pictures, limit: int | None) -> list[int]:
@@ -120,41 +130,56 @@ class Cache:
                 yield from self._decode(workers)
 
     def _decode(self, workers: int) -> Iterator[int]:
-        part = self.folder / f"{self.key}.part"
-        done = int((part / "done").read_text()) if (part / "done").exists() else 0
-        count, side = len(self.rows), self.size
-        if not done:
-            free = shutil.disk_usage(self.folder).free
-            if self.bytes > free:
-                raise ValueError(
-                    f"{self.folder} has {free / 1e9:.1f} GB left and this split takes "
-                    f"{self.bytes / 1e9:.1f} GB; free some, or make that folder a link to one "
-                    "on a larger disk"
-                )
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-        mode: Any = "r+" if done else "w+"
-        images = np.lib.format.open_memmap(
-            part / "images.npy", mode, np.uint8, None if done else (count, 3, side, side)
-        )
-        sizes = np.lib.format.open_memmap(
-            part / "sizes.npy", mode, np.int32, None if done else (count, 2)
-        )
-        source = _Resized(self.pictures, self.rows[done:], side, self.fit)
-        for batch, proportions in torch.utils.data.DataLoader(source, 64, num_workers=workers):
+        part, count = self.folder / f"{self.key}.part", len(self.rows)
+        try:
+            done = int((part / "done").read_text())
+            images, sizes = (np.load(part / f"{n}.npy", mmap_mode="r+") for n in _PIXELS)
+        except (OSError, ValueError, EOFError):
+            done, (images, sizes) = 0, self._begin(part)
+        source = _Resized(self.pictures, self.rows[done:], self.size, self.fit)
+        batches = iter(torch.utils.data.DataLoader(source, 64, num_workers=workers))
+        while done < count:
+            try:
+                batch, proportions = next(batches)
+            except ValueError as error:  # a worker wraps the message in its traceback
+                shutil.rmtree(part)  # the picture's successor will make it another cache
+                raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from None
             images[done : done + len(batch)] = batch.numpy()
             sizes[done : done + len(batch)] = proportions.numpy()
             before, done = done, done + len(batch)
             if before // _FLUSH != done // _FLUSH:
                 images.flush()
                 sizes.flush()
-                (part / "done").write_text(str(done))
+                (part / "now").write_text(str(done))
+                os.replace(part / "now", part / "done")
             yield done
         images.flush()
         sizes.flush()
         np.save(part / "labels.npy", self.pictures.labels[list(self.rows)].numpy())
         (part / "done").unlink(missing_ok=True)
         os.replace(part, self.folder / self.key)
+
+    def _begin(self, part: Path) -> tuple[Pixels, Pixels]:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        count, side = len(self.rows), self.size
+        try:
+            if self.bytes > shutil.disk_usage(part).free:
+                raise OSError(f"{shutil.disk_usage(part).free / 1e9:.1f} GB are left")
+            images = np.lib.format.open_memmap(
+                part / "images.npy", "w+", np.uint8, (count, 3, side, side)
+            )
+            if hasattr(os, "posix_fallocate"):  # else a full disk would kill a later write
+                with (part / "images.npy").open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            sizes = np.lib.format.open_memmap(part / "sizes.npy", "w+", np.int32, (count, 2))
+        except OSError as error:
+            shutil.rmtree(part)
+            raise ValueError(
+                f"{self.folder} has no room for this split's {self.bytes / 1e9:.1f} GB ({error}); "
+                "free some, or make that folder a link to one on a larger disk"
+            ) from error
+        return images, sizes
 
 
 def load(folder: Path, key: str, squashed: bool = False) -> Split:
@@ -166,11 +191,11 @@ def load(folder: Path, key: str, squashed: bool = False) -> Split:
     home = folder / key
     try:
         # copy on write: torch wants memory it may write to, and the file is left alone
-        images, sizes = (np.load(home / f"{n}.npy", mmap_mode="c") for n in ("images", "sizes"))
+        images, sizes = (np.load(home / f"{n}.npy", mmap_mode="c") for n in _PIXELS)
         labels = np.load(home / "labels.npy")
         if not len(images) == len(sizes) == len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"the decoded images in {home} cannot be read ({error}); delete that folder and run "
             "again: they are decoded anew"
@@ -183,8 +208,8 @@ def load(folder: Path, key: str, squashed: bool = False) -> Split:
 class Batches:
     """The batches of a split on a device, in order.
 
-    On a GPU each batch is copied from pinned memory without waiting: the copy of the next one
-    overlaps the computation on this one.
+    On a GPU each batch is copied from pinned memory without waiting: the next one is read from disk
+    while this one is computed.
     """
 
     split: Split

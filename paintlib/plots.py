@@ -201,6 +201,8 @@ def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     profile, what = _common(pairs, "profile"), ""
     if any(pair["provenance"]["limit"] for pair in pairs):
         what = "a dry run on a few images, so no number here means anything; "
+    elif any(pair["provenance"]["weights"] == "random" for pair in pairs):
+        what = "random weights, so no number here means anything; "
     what += PROFILES.get(profile, profile)
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 

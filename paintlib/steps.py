@@ -7,6 +7,7 @@ from the last finished step.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
             for done in cache.write(workers if len(rows) > 500 else 0):
                 bar.update(done - bar.n)
         splits[split] = {"cache": cache.key, "images": len(rows)}
+    source = {"fingerprint": paper.fingerprint(task, data)}
+    results.write_json(run.images(task).with_suffix(".source"), source)
     results.write_json(
         run.images(task),
         {
@@ -109,21 +112,55 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
     )
 
 
-def missing_data(run: Run, data: Path) -> str | None:
-    """Say which data sets a run still has to decode and cannot find, all at once; None if none."""
+def check_inputs(run: Run, data: Path) -> None:
+    """Look at all that a run on real data sets reads from outside, before anything starts.
+
+    What was decoded is forgotten where its cache is gone or the data set has changed, so that it is
+    decoded again. A data set that is gone leaves what was decoded as it is.
+
+    Raises:
+        ValueError: data sets or fine-tuned weights are missing; all of them are named.
+    """
     if not run.profile.real:
-        return None
+        return
+    for task in run.profile.tasks:
+        manifest = run.images(task)
+        if manifest.exists() and not _up_to_date(run, task, data):
+            manifest.unlink()
     wanted = [task for task in run.profile.tasks if not run.images(task).exists()]
-    missing = paper.missing(wanted, data)
-    if not missing:
-        return None
-    count = f"{len(missing)} of {len(run.profile.tasks)}"
-    lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
-    return (
-        f"{count} data sets are not in {data.resolve()}:{lines}\n"
-        f"`python -m paintlib data --data {data}` says how to get each; "
-        "TASKS=A,B,... runs only some"
-    )
+    if missing := paper.missing(wanted, data):
+        count = f"{len(missing)} of {len(run.profile.tasks)}"
+        lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
+        raise ValueError(
+            f"{count} data sets are not in {data.resolve()}:{lines}\n"
+            f"`python -m paintlib data --data {data}` says how to get each; "
+            "TASKS=A,B,... runs only some"
+        )
+    if run.source == "given":
+        problems = []
+        for task in run.profile.patching:
+            try:
+                checkpoints.local_checkpoint(Path(run.finetuned), task)
+            except ValueError as error:
+                problems.append(f"\n  {task}: {error}")
+        if problems:
+            raise ValueError(
+                f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
+                f"fine-tuned weights:{''.join(problems)}"
+            )
+
+
+def _up_to_date(run: Run, task: str, data: Path) -> bool:
+    decoded = results.read_json(run.images(task))["splits"].values()
+    if not all((run.cache / split["cache"]).is_dir() for split in decoded):
+        return False
+    if paper.missing([task], data):
+        return True
+    try:
+        seen = results.read_json(run.images(task).with_suffix(".source"))["fingerprint"]
+    except (ValueError, KeyError):
+        return False
+    return bool(seen == paper.fingerprint(task, data))
 
 
 def zero_shot(run: Run, weights: str) -> None:
@@ -190,16 +227,24 @@ def finetune(run: Run, patching: str) -> None:
         return
     recipe = run.profile.finetuning
     checkpoint = run.artifacts / "fine_tuned" / f"{patching}.checkpoint"
-    mixed = run.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    logits = models.classifier(
-        visual, run.head(patching), run.profile.pixels, torch.bfloat16 if mixed else None
-    )
+    split = run.load_split(patching, "train")
+    if run.profile.limit:  # a generated data set may be smaller than the limit
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, len(split.labels)))
+    # bfloat16 needs no scaling of the loss; a GPU without it trains in float32
+    mixed = run.device.type == "cuda" and torch.cuda.get_device_capability(run.device) >= (8, 0)
+    precision = torch.bfloat16 if mixed else None
+    head_ = run.head(patching)
+    logits = models.classifier(visual, head_, run.profile.pixels, precision)
+    images = models.digest({"labels": split.labels})
+    if run.profile.real:
+        images = results.read_json(run.images(patching))["splits"]["train"]["cache"]
     steps = training.finetune(
         visual,
         logits,
-        run.load_split(patching, "train"),
+        split,
         recipe,
         seed=run.seed,
+        identity=f"images {images} head {models.digest({'head': head_})} {precision}",
         checkpoint=checkpoint,
     )
     _watch(steps, recipe.steps, f"fine-tune on {patching}")
@@ -210,6 +255,7 @@ def finetune(run: Run, patching: str) -> None:
         step=recipe.steps,
         seed=run.seed,
         recipe=recipe,
+        precision=precision or torch.float32,
         parent=parent,
     )
     checkpoint.unlink(missing_ok=True)
@@ -280,7 +326,7 @@ def describe(run: Run) -> None:
             images = {split: profile.images(split) for split in SPLITS}
         tasks[task] = {
             "label": profile.label(task),
-            "classes": len(run.head(task)),
+            "classes": len(models.load(run.zero_shot_head(task))[0]["head"]),
             "images": images,
         }
     results.write_json(

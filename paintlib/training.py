@@ -109,6 +109,7 @@ def finetune(
     recipe: Recipe,
     *,
     seed: int,
+    identity: str = "",
     checkpoint: Path | None = None,
 ) -> Iterator[Step]:
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
@@ -122,6 +123,8 @@ def finetune(
         split: the images to train on.
         recipe: the optimiser's settings.
         seed: decides the order of the images and their crops.
+        identity: what else decides the result (images, head, precision), so that a checkpoint left
+            by other ones is refused.
         checkpoint: where to keep the state; a later call with the same arguments goes on there.
 
     Yields:
@@ -139,7 +142,7 @@ def finetune(
             images = random_resized_crop(images, split.sizes[rows], 1_000_003 * seed + step)
         return F.cross_entropy(logits(images), to_device(split.labels[rows], device))
 
-    yield from _fit(visual, loss, recipe, f"finetune seed {seed}", checkpoint)
+    yield from _fit(visual, loss, recipe, f"finetune seed {seed} {identity}", checkpoint)
 
 
 def batch(count: int, size: int, step: int, seed: int) -> Tensor:
@@ -231,7 +234,7 @@ def _resume(
     state, metadata = models.load(checkpoint)
     if metadata.get("identity") != identity:
         raise ValueError(
-            f"{checkpoint} was left by a run with other settings or other starting weights; "
+            f"{checkpoint} was left by a run with other settings, images or starting weights; "
             "delete it to train from the start"
         )
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})

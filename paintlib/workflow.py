@@ -31,16 +31,16 @@ def book(run: Run, cores: int, data: Path = Path("data"), weights: str = "") -> 
         Snakemake's exit status.
 
     Raises:
-        ValueError: `cores` is not positive, or data sets are missing (all are named).
+        ValueError: `cores` is not positive, or data sets or weights are missing (all are named).
         RuntimeError: another run in this folder is still going.
     """
     if cores < 1:
         raise ValueError(f"cores = {cores}; at least one is needed")
+    data = data.expanduser()
     if run.profile.real:
         from paintlib import steps
 
-        if missing := steps.missing_data(run, data):
-            raise ValueError(missing)
+        steps.check_inputs(run, data)
     run.artifacts.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _stop)
     lock = os.open(run.root / "artifacts" / ".lock", os.O_CREAT | os.O_RDWR)
@@ -124,7 +124,8 @@ def _gpus(run: Run) -> list[str]:
 def expected_seconds(run: Run) -> dict[str, float]:
     """Return the mean time of a job of each rule, from the last run that left its times."""
     rows: list[dict[str, str]] = []
-    for folder in (run.results, run.root / "results" / "micro"):
+    known = [run.results] if run.profile.real else [run.results, run.root / "results" / "micro"]
+    for folder in known:
         if (file := folder / "timings.csv").exists():
             with file.open(encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))

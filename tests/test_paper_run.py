@@ -178,6 +178,39 @@ def test_decoding_again_reads_the_cache(run, data, monkeypatch):
     assert run.images("EuroSAT").read_bytes() == before
 
 
+def test_changed_data_and_lost_caches_are_decoded_again(run, data, tmp_path):
+    folder = tmp_path / "data"
+    names = ["CIFAR10", "MNIST"]
+    trees.write(folder, names=names)
+    some = dataclasses.replace(run, profile=run.profile.only(names), root=tmp_path)
+    for task in names:
+        steps.decode(some, task, folder)
+    steps.check_inputs(some, folder)
+    assert all(some.images(task).exists() for task in names)
+    steps.check_inputs(some, tmp_path / "gone")  # the cache is enough
+    assert all(some.images(task).exists() for task in names)
+    raw = folder / "MNIST/raw/train-images-idx3-ubyte"
+    os.utime(raw, (1, 1))
+    steps.check_inputs(some, folder)
+    assert [some.images(task).exists() for task in names] == [True, False]
+    steps.decode(some, "MNIST", folder)
+    kept = results.read_json(some.images("CIFAR10"))["splits"]["test"]["cache"]
+    shutil.rmtree(some.cache / kept)
+    steps.check_inputs(some, folder)
+    assert [some.images(task).exists() for task in names] == [False, True]
+
+
+def test_missing_weights_are_all_named(run, tmp_path):
+    (tmp_path / "DTD.pt").touch()
+    given = dataclasses.replace(run, finetuned=str(tmp_path), root=tmp_path)
+    shutil.copytree(run.artifacts / "tasks", given.artifacts / "tasks")
+    shutil.copytree(run.cache, given.cache)
+    with pytest.raises(ValueError, match="neither `own` nor `hub` nor a folder") as error:
+        steps.check_inputs(given, tmp_path / "gone")
+    named = set(re.findall(r"^  (\w+): ", str(error.value), flags=re.M))
+    assert named == set(paper.PATCHING) - {"DTD"}
+
+
 def test_missing_data_sets_are_all_named_before_anything_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trees.write(tmp_path / "data", names=["CIFAR10", "MNIST"])
@@ -217,6 +250,8 @@ def test_each_step_takes_a_gpu_of_its_own(monkeypatch, tmp_path):
     held[0][1].close()
     again = experiment.free_device()
     assert str(again[0]) == "cuda:0"
+    other = tmp_path / f"paintlib-{os.getuid()}-{tmp_path.name}-0.lock"
+    assert other.exists()  # one file a user: nobody else's may be opened
     for _, lock in (held[1], again):
         lock.close()
 
@@ -262,6 +297,32 @@ def test_dry_run_makes_a_book_that_says_so(project):
     assert not (html / "pairs" / "ImageNet-Cars.html").exists()
     towers = models.load(folder / "artifacts/paper-limit2/zero_shot.safetensors")[0]
     assert sum(weight.numel() for weight in towers.values()) == 87_849_216
+
+
+@pytest.mark.workflow
+def test_touched_data_is_looked_at_again_and_nothing_follows(project):
+    folder, _ = project
+    os.utime(folder / "data" / "train_32x32.mat", (1, 1))
+    done = book(folder, "data")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "(decode)" in done.stdout
+    assert "(finetune)" not in done.stdout and "(curves)" not in done.stdout
+
+
+@pytest.mark.workflow
+def test_other_weights_begin_a_new_run(project):
+    folder, _ = project
+    plan = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "--config",
+         "profile=paper", "limit=2", f"tasks={WORKFLOW}", "weights=openai"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PAINTLIB_DATA": str(folder / "data")},
+        capture_output=True,
+        text=True,
+    ).stdout  # fmt: skip
+    rules = set(re.findall(r"^(?:local)?rule (\w+):", plan, flags=re.M))
+    assert {"zero_shot", "head", "finetune", "curves", "pair"} <= rules, plan
+    assert "decode" not in rules
 
 
 @pytest.mark.workflow

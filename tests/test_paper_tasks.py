@@ -23,6 +23,7 @@ from torchvision import datasets
 from torchvision.datasets import imagenet
 
 from paintlib import data
+from paintlib.__main__ import main
 from paintlib.tasks import SPLITS, paper
 from paintlib.tasks.paper import PATCHING, SUPPORTED, missing, open_split, task
 
@@ -498,10 +499,10 @@ def test_table_lists_the_thirteen(root: Path, tmp_path: Path) -> None:
 def test_command_prints_the_table_and_refuses_imagenet(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert data.main(["--data", str(root)]) == 0
+    assert main(["data", "--data", str(root)]) == 0
     assert "13 of 13 found" in capsys.readouterr().out
-    assert data.main(["--data", str(root), "--fetch", "MNIST"]) == 0  # is there already
-    assert data.main(["--data", str(tmp_path), "--fetch", "ImageNet"]) == 1
+    assert main(["data", "--data", str(root), "--fetch", "MNIST"]) == 0  # is there already
+    assert main(["data", "--data", str(tmp_path), "--fetch", "ImageNet"]) == 1
     assert "paintlib: ImageNet is never downloaded" in capsys.readouterr().err
 
 

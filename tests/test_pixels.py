@@ -104,18 +104,34 @@ def test_key_follows_pictures_rows_size_and_fit(tmp_path):
     assert caches[0].key == cache(tmp_path / "elsewhere", Drawn()).key
 
 
-def test_damaged_picture_is_named_and_leaves_no_cache(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_picture_is_named_and_leaves_nothing(tmp_path, workers):
     stored = cache(tmp_path, Drawn(broken=7))
-    with pytest.raises(ValueError, match=r"picture_7\.jpg is damaged"):
-        list(stored.write())
-    assert not stored.ready
+    with pytest.raises(ValueError, match=r"^picture_7\.jpg is damaged$"):
+        list(stored.write(workers))
+    assert not stored.ready and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("lost", ["done", "images.npy"])
+def test_unreadable_beginning_is_begun_again(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr(pixels, "_FLUSH", 64)
+    killed = cache(tmp_path, Drawn(150))
+    steps = killed.write()
+    next(steps)
+    steps.close()
+    (tmp_path / f"{killed.key}.part" / lost).write_text("")
+    again = cache(tmp_path, Drawn(150))
+    list(again.write())
+    assert again.pictures.read == 150 and again.ready
 
 
 def test_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     stored = cache(tmp_path, Drawn())
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"0\.0 GB left .* make that folder a link"):
+    with pytest.raises(
+        ValueError, match=r"has no room for .*0\.0 GB are left.* make that folder a link"
+    ):
         list(stored.write())
     assert not list(tmp_path.glob("*.part"))
 

@@ -34,7 +34,8 @@ def pair():
         "curves": {"alphas": alphas.tolist(), "supported": task(supported),
                    "patching": task(patching)},
         "solutions": {"exhaustive": best, "quintic": best}, "test": {"quintic": score},
-        "provenance": {"profile": "micro", "seed": 0, "commit": "abc", "device": "cpu",
+        "provenance": {"profile": "micro", "seed": 0, "commit": "abc", "device": "cpu", "limit": 0,
+                       "weights": "made here", "finetuned": "own",
                        "versions": {"torch": "2"}, "wall_seconds": 1.5},
     }  # fmt: skip
 
@@ -120,6 +121,15 @@ def test_table_escapes_names_and_shows_what_is_missing(pair):
 def test_answer_names_the_profile(pair):
     text = plots.answer([pair], "Yes.").data
     assert "`micro`" in text and "no number here is a number of the paper" in text
+
+
+def test_answer_says_when_no_number_means_anything(pair):
+    dry, random = copy.deepcopy(pair), copy.deepcopy(pair)
+    dry["provenance"] |= {"profile": "paper", "limit": 4}
+    random["provenance"] |= {"profile": "paper", "weights": "random"}
+    assert "dry run" in plots.answer([dry], "Yes.").data
+    assert "random weights, so no number" in plots.answer([random], "Yes.").data
+    assert "no number" not in plots.answer([dry | {"provenance": pair["provenance"]}], "").data[:40]
 
 
 def test_provenance_footer_warns_where_pairs_disagree_and_never_shows_time(pair):

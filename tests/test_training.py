@@ -90,8 +90,10 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     moved = tower()
     with torch.no_grad():
         moved[2].weight.add_(1.0)
-    with pytest.raises(ValueError, match="other starting weights"):
+    with pytest.raises(ValueError, match="other settings, images or starting weights"):
         list(finetune(moved, checkpoint=checkpoint))
+    with pytest.raises(ValueError, match="other settings, images or starting weights"):
+        list(finetune(tower(), identity="other images", checkpoint=checkpoint))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"c\.safetensors cannot be read"):
         list(finetune(tower(), checkpoint=checkpoint))

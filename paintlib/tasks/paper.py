@@ -40,6 +40,7 @@ __all__ = [
     "SUPPORTED",
     "Pictures",
     "eurosat_indices",
+    "fingerprint",
     "imagenet_folder",
     "missing",
     "open_split",
@@ -363,6 +364,29 @@ def missing(names: Iterable[str], root: Path) -> dict[str, str]:
         if lack := _lack(name, root):
             reasons[name] = f"{name}: {lack}; {_REMEDY}"
     return reasons
+
+
+def fingerprint(name: str, root: Path) -> str:
+    """Return a digest of the times and sizes of a data set's key files and folders.
+
+    It says cheaply whether the data set may have changed since it was decoded; what was decoded is
+    told by `Pictures.identity`.
+    """
+    root = Path(root).expanduser()
+    paths = [root / need for need in NEEDS[name]]
+    lists, folders = _LISTS.get(name, ((), ()))
+    paths += [root / folder / file for folder in folders for file in lists]
+    if name == "ImageNet" and (folder := imagenet_folder(root)):
+        paths += [folder / "train", folder / "val"]
+    if name == "DTD":
+        paths += [root / "dtd" / part for part in ("train", "val")]
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.exists():
+            seen = path.stat()
+            size = seen.st_size if path.is_file() else 0  # a folder's depends on the file system
+            digest.update(f"{path.relative_to(root)} {size} {seen.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def open_split(name: str, root: Path, split: str) -> Pictures:
