@@ -78,6 +78,7 @@ if run.profile.real:
         input:
             "paintlib/tasks/paper.py",
             "paintlib/pixels.py",
+            lambda w: run.source_of(w.task),
         output:
             f"{A}/tasks/{{task}}.json",
         benchmark:

@@ -119,6 +119,10 @@ class Run:
         kind = "json" if self.profile.real else "safetensors"
         return self.artifacts / "tasks" / f"{self._task(task)}.{kind}"
 
+    def source_of(self, task: str) -> Path:
+        """Return the file that changes when a real data set is not the one that was decoded."""
+        return self.artifacts / "tasks" / f"{self._task(task)}.source"
+
     @property
     def zero_shot(self) -> Path:
         """Return the file of the image tower before patching."""
@@ -177,7 +181,14 @@ class Run:
                 raise ValueError(
                     f"this run never trains on {task}: its {split} images are not decoded"
                 )
-            return pixels.load(self.cache, decoded[split]["cache"], squashed=split == "train")
+            try:
+                return pixels.load(self.cache, decoded[split]["cache"], squashed=split == "train")
+            except ValueError as error:
+                choices = f"--profile {self.profile.name} --limit {self.profile.limit}"
+                raise ValueError(
+                    f"{error}; `python -m paintlib decode {choices} --seed {self.seed} --finetuned "
+                    f"{self.finetuned} --data FOLDER {task}` does so, and repeats nothing else"
+                ) from error
         tensors, _ = models.load(self.images(task))
         return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])
 

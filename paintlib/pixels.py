@@ -197,8 +197,8 @@ def load(folder: Path, key: str, squashed: bool = False) -> Split:
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"the decoded images in {home} cannot be read ({error}); delete that folder and run "
-            "again: they are decoded anew"
+            f"the decoded images in {home} cannot be read ({error}); delete that folder and decode "
+            "them again"
         ) from error
     proportions = torch.from_numpy(np.asarray(sizes)) if squashed else None
     return Split(torch.from_numpy(np.asarray(images)), torch.from_numpy(labels), proportions)

@@ -84,49 +84,52 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
     """
     described = paper.task(task, data)
     splits: dict[str, Any] = {}
+    for split, cache in _caches(run, task, data).items():
+        what, count = f"{task} {split}", len(cache.rows)
+        if not cache.ready:
+            size = f"{count} images, {tqdm.format_sizeof(cache.bytes, 'B')}"
+            print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
+        with tqdm(total=count, desc=f"decode {what}", **_BAR) as bar:
+            for done in cache.write(workers if count > 500 else 0):
+                bar.update(done - bar.n)
+        splits[split] = {"cache": cache.key, "images": count}
+    content = {
+        "task": task,
+        "classnames": described.classnames,
+        "templates": described.templates,
+        "splits": splits,
+    }
+    results.write_json(run.images(task), content)
+    results.write_json(_seen(run, task), {"fingerprint": paper.fingerprint(task, data)})
+
+
+def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
+    caches: dict[str, pixels.Cache] = {}
     for split in SPLITS:
         if split == "train" and (task in run.profile.supported or run.source != "own"):
             continue  # never fine-tuned on
         pictures = paper.open_split(task, data, split)
         rows = pixels.choose(pictures, run.profile.images(split))
         fit: pixels.Fit = "squash" if split == "train" else "crop"
-        cache = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
-        what = f"{task} {split}"
-        if not cache.ready:
-            size = f"{len(rows)} images, {tqdm.format_sizeof(cache.bytes, 'B')}"
-            print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
-        with tqdm(total=len(rows), desc=f"decode {what}", **_BAR) as bar:
-            for done in cache.write(workers if len(rows) > 500 else 0):
-                bar.update(done - bar.n)
-        splits[split] = {"cache": cache.key, "images": len(rows)}
-    source = {"fingerprint": paper.fingerprint(task, data)}
-    results.write_json(run.images(task).with_suffix(".source"), source)
-    results.write_json(
-        run.images(task),
-        {
-            "task": task,
-            "classnames": described.classnames,
-            "templates": described.templates,
-            "splits": splits,
-        },
-    )
+        caches[split] = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
+    return caches
+
+
+def _seen(run: Run, task: str) -> Path:
+    return run.images(task).with_suffix(".seen")
 
 
 def check_inputs(run: Run, data: Path) -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
-    What was decoded is forgotten where its cache is gone or the data set has changed, so that it is
-    decoded again. A data set that is gone leaves what was decoded as it is.
+    A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
+    depends. One that was taken away since it was decoded is not missed.
 
     Raises:
         ValueError: data sets or fine-tuned weights are missing; all of them are named.
     """
     if not run.profile.real:
         return
-    for task in run.profile.tasks:
-        manifest = run.images(task)
-        if manifest.exists() and not _up_to_date(run, task, data):
-            manifest.unlink()
     wanted = [task for task in run.profile.tasks if not run.images(task).exists()]
     if missing := paper.missing(wanted, data):
         count = f"{len(missing)} of {len(run.profile.tasks)}"
@@ -148,19 +151,23 @@ def check_inputs(run: Run, data: Path) -> None:
                 f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
                 f"fine-tuned weights:{''.join(problems)}"
             )
+    for task in run.profile.tasks:
+        if not run.source_of(task).exists():
+            results.write_json(run.source_of(task), {})
+        if task not in wanted and not paper.missing([task], data):
+            _notice_changes(run, task, data)
 
 
-def _up_to_date(run: Run, task: str, data: Path) -> bool:
-    decoded = results.read_json(run.images(task))["splits"].values()
-    if not all((run.cache / split["cache"]).is_dir() for split in decoded):
-        return False
-    if paper.missing([task], data):
-        return True
-    try:
-        seen = results.read_json(run.images(task).with_suffix(".source"))["fingerprint"]
-    except (ValueError, KeyError):
-        return False
-    return bool(seen == paper.fingerprint(task, data))
+def _notice_changes(run: Run, task: str, data: Path) -> None:
+    fingerprint = {"fingerprint": paper.fingerprint(task, data)}
+    seen = _seen(run, task)
+    if seen.exists() and results.read_json(seen) == fingerprint:
+        return
+    decoded = results.read_json(run.images(task))["splits"]
+    keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
+    if keys != {split: entry["cache"] for split, entry in decoded.items()}:
+        results.write_json(run.source_of(task), keys)
+    results.write_json(seen, fingerprint)
 
 
 def zero_shot(run: Run, weights: str) -> None:
