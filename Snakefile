@@ -181,6 +181,7 @@ rule curves:
         HEADS[: len(SUPPORTED)],
     output:
         f"{A}/curves/{{patching}}.json",
+        f"{A}/curves/{{patching}}.safetensors",
     params:
         supported=",".join(SUPPORTED),
     benchmark:
@@ -197,6 +198,7 @@ rule pair:
         "paintlib/solver.py",
         "notebooks/pair.md",
         f"{A}/curves/{{patching}}.json",
+        f"{A}/curves/{{patching}}.safetensors",
     output:
         f"{BOOK}/pairs/{{supported}}-{{patching}}.ipynb",
         f"{R}/pairs/{{supported}}-{{patching}}.json",

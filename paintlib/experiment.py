@@ -11,12 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
 from paintlib import metrics, models, pixels, results
 from paintlib.interpolation import WeightPath
-from paintlib.losses import PairObjective, Score, TaskLoss, known_scores
+from paintlib.losses import PairObjective, Score, TaskLoss, known_scores, normaliser
 from paintlib.pixels import Batches
 from paintlib.profiles import Profile, get
 from paintlib.tasks import SPLITS, Split
@@ -144,6 +147,10 @@ class Run:
     def curves(self, patching: str) -> Path:
         """Return the file of all curves along the path to a task's fine-tuned weights."""
         return self.artifacts / "curves" / f"{self._task(patching)}.json"
+
+    def curve_losses(self, patching: str) -> Path:
+        """Return the file of the losses of single images behind those curves."""
+        return self.artifacts / "curves" / f"{self._task(patching)}.safetensors"
 
     def pair(self, supported: str, patching: str) -> Path:
         """Return the results file of a pair."""
@@ -273,7 +280,10 @@ class Run:
                 raise ValueError(f"unknown {role} task {task!r}; choose one of {', '.join(valid)}")
         use_threads(1, self.device)
         curves = results.read_json(self.curves(patching))
-        return Pair(self, supported, patching, self.empty_tower(), self.path(patching), curves)
+        losses, _ = models.load(self.curve_losses(patching))
+        by_image = {task: losses[task].numpy() for task in (supported, patching)}
+        path = self.path(patching)
+        return Pair(self, supported, patching, self.empty_tower(), path, curves, by_image)
 
     def _task(self, task: str) -> str:
         if task not in self.profile.tasks:
@@ -294,6 +304,7 @@ class Pair:
     visual: nn.Module
     path: WeightPath
     curves: dict[str, Any]
+    by_image: dict[str, NDArray[np.float64]]  # task to validation losses, (alphas, images)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -321,7 +332,31 @@ class Pair:
             [curve["classes"] for curve in curves],
             normalisation,
             known_scores(self.curves["alphas"], curves),
+            losses={
+                alpha: tuple(self.by_image[task][i] for task in tasks)
+                for i, alpha in enumerate(self.curves["alphas"])
+            },
         )
+
+    def bootstrap(self, normalisation: str, draws: int = 500) -> tuple[float, float]:
+        """Return the standard deviations of alpha* and of the minimum over redrawn images.
+
+        Each draw takes as many images of each task as there are, with replacement, and minimises
+        the sum of its curves, whose logarithms are interpolated by cubic splines.
+        """
+        generator = np.random.default_rng(0)
+        alphas, dense = np.array(self.curves["alphas"]), np.linspace(0.0, 1.0, 4001)
+        total = np.zeros((draws, len(dense)))
+        for task in self._tasks().values():
+            losses, classes = self.by_image[task], self.curves["tasks"][task]["classes"]
+            images = losses.shape[1]
+            counts = generator.multinomial(images, [1 / images] * images, draws)
+            for row, curve in zip(total, counts @ losses.T / images, strict=True):
+                scale = normaliser(normalisation, curve.tolist(), classes)
+                row += (
+                    np.exp(CubicSpline(alphas, np.log(curve))(dense)) - scale.offset
+                ) / scale.unit
+        return float(dense[total.argmin(1)].std()), float(total.min(1).std())
 
     def sampled(self) -> dict[str, Any]:
         """Return the curves of both tasks in the form of a results file."""

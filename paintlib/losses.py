@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paintlib.interpolation import WeightPath
@@ -43,28 +44,34 @@ class TaskLoss:
     def score(self) -> Score:
         """Return the mean loss and the accuracy at the model's present weights.
 
-        Sums are kept in float64 on the device and leave it once.
-
         Raises:
             ValueError: the model is in training mode, or there is no image.
             IndexError: a label is not below the number of classes.
         """
+        return self.evaluate()[0]
+
+    def evaluate(self) -> tuple[Score, NDArray[np.float64]]:
+        """Return the score, and the loss of each image in the order of the batches, `(images,)`.
+
+        They are kept in float64 on the device and leave it once.
+
+        Raises:
+            ValueError, IndexError: as `score`.
+        """
         with torch.inference_mode():
-            total: Tensor | None = None
-            images = 0
-            for logits, labels in self._forward():
-                row = torch.stack(
+            rows = [
+                torch.stack(
                     [
-                        F.cross_entropy(logits.double(), labels, reduction="sum"),
-                        (logits.argmax(1) == labels).sum().double(),
+                        F.cross_entropy(logits.double(), labels, reduction="none"),
+                        (logits.argmax(1) == labels).double(),
                     ]
                 )
-                total = row if total is None else total + row
-                images += len(labels)
-        if total is None:
+                for logits, labels in self._forward()
+            ]
+        if not rows:
             raise ValueError("no image to score: `batches` is empty or a generator already used up")
-        loss, correct = total.tolist()
-        return Score(loss / images, correct / images, images)
+        losses, correct = torch.cat(rows, dim=1).cpu().numpy()
+        return Score(float(losses.mean()), float(correct.mean()), len(losses)), losses
 
     def gradient(self) -> dict[str, Tensor]:
         """Return the gradient of the mean loss, one tensor per parameter of `model` that it uses.
@@ -184,6 +191,8 @@ class PairObjective:
         normalisation: one of `NORMALISATIONS`.
         scores: evaluations already paid for, alpha to one `Score` per task.
         samples: the alphas whose losses set the scale of `minmax`; the other kinds need only 0.
+        losses: the loss of each image at evaluations already paid for, alpha to one array per
+            task; those made here are added.
 
     Raises:
         ValueError: a normalisation is unknown or impossible; tasks and classes differ in number.
@@ -195,6 +204,8 @@ class PairObjective:
     normalisation: str = "zero_shot"
     scores: dict[float, tuple[Score, ...]] = field(default_factory=dict)
     samples: Sequence[float] = tuple(float(a) for a in np.linspace(0.0, 1.0, 21).round(12))
+    losses: dict[float, tuple[NDArray[np.float64], ...]] = field(default_factory=dict)
+    forwards: int = field(default=0, init=False)  # images that went through the model here
 
     def __post_init__(self) -> None:
         if len(self.tasks) != len(self.classes):
@@ -213,8 +224,58 @@ class PairObjective:
         alpha = float(alpha)
         if alpha not in self.scores:
             self.path.set_(self.tasks[0].model, alpha)
-            self.scores[alpha] = tuple(task.score() for task in self.tasks)
+            scores, losses = zip(*(task.evaluate() for task in self.tasks), strict=True)
+            self.scores[alpha], self.losses[alpha] = scores, losses
+            self.forwards += sum(score.images for score in scores)
         return self.scores[alpha]
+
+    def per_image(self, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
+        """Return what each image adds to its task's normalised loss, an array `(images,)` per task.
+
+        The mean of an array is the normalised loss, and its variance over the number of images is
+        the squared sampling error of it: the scale is estimated from the same images, so its own
+        error is carried along to first order (the delta method).
+
+        Returns:
+            None where the losses of single images are not known at `alpha`, or where the scale
+            takes them (0 for `zero_shot`; all samples for `minmax`).
+        """
+        curve_at = {"zero_shot": [0.0], "minmax": [float(a) for a in self.samples]}
+        scale_at = curve_at.get(self.normalisation, [])
+        if any(float(a) not in self.losses for a in (alpha, *scale_at)):
+            return None
+        rows = []
+        for i, (offset, unit) in enumerate(self.normalisers):
+            own = self.losses[float(alpha)][i]
+            offsets, units = np.full_like(own, offset), np.full_like(own, unit)  # by image
+            if self.normalisation == "zero_shot":
+                units = self.losses[0.0][i]
+            elif self.normalisation == "minmax":
+                low = min(scale_at, key=lambda a, i=i: self.scores[a][i].loss)  # type: ignore[misc]
+                high = max(scale_at, key=lambda a, i=i: self.scores[a][i].loss)  # type: ignore[misc]
+                offsets = self.losses[low][i]
+                units = self.losses[high][i] - offsets
+            # (L - o) / u, with the error of each of the three added to first order
+            value = (own.mean() - offset) / unit
+            rows.append((own - offsets - value * (units - unit)) / unit)
+        return tuple(rows)
+
+    def difference(self, first: float, second: float) -> tuple[float, float] | None:
+        """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
+
+        Both are measured on the same images, so most of the error of either cancels.
+
+        Returns:
+            None where the losses of single images are not known at both.
+        """
+        a, b = self.per_image(first), self.per_image(second)
+        if a is None or b is None:
+            return None
+        rows = [x - y for x, y in zip(a, b, strict=True)]
+        return (
+            math.fsum(float(row.mean()) for row in rows),
+            math.sqrt(math.fsum(float(row.var()) / len(row) for row in rows)),
+        )
 
     def __call__(self, alpha: float) -> tuple[float, ...]:
         """Return the normalised loss of each task at `alpha`.

@@ -42,6 +42,18 @@ class Evaluation(NamedTuple):
     parts: tuple[float, ...]
 
 
+class StandardError(NamedTuple):
+    """Sampling errors: how alpha* and the minimum would vary from one draw of images to another.
+
+    Attributes:
+        alpha: of alpha*; NaN where it is an end of the bracket, or the curvature is not positive.
+        value: of the summed normalised loss there.
+    """
+
+    alpha: float
+    value: float
+
+
 class Status(enum.Enum):
     """How a search ended; the value of each member is advice."""
 
@@ -66,6 +78,8 @@ class Solution:
         trace: all samples the answer rests on: the known ones by alpha, then the fresh ones in
             the order of their evaluation.
         evaluations: number of fresh ones, the price of this answer.
+        stderr: sampling errors by the delta method, see `standard_error`; None where the objective
+            does not tell the losses of single images.
     """
 
     alpha: float
@@ -74,6 +88,7 @@ class Solution:
     status: Status
     trace: tuple[Evaluation, ...]
     evaluations: int
+    stderr: StandardError | None = None
 
     @property
     def fresh(self) -> tuple[Evaluation, ...]:
@@ -93,6 +108,7 @@ class Solution:
             "bracket": list(self.bracket),
             "status": self.status.name,
             "evaluations": self.evaluations if evaluations is None else evaluations,
+            "stderr": self.stderr and [x if math.isfinite(x) else None for x in self.stderr],
             "trace": [[s.alpha, s.value, list(s.parts)] for s in self.trace],
         }
 
@@ -117,6 +133,15 @@ class Fit:
             for p, log in zip(self.polynomials, self.logs, strict=True)
         ]
         return np.asarray(sum(terms))
+
+    def curvature(self, alpha: float) -> float:
+        """Return the second derivative of the predicted sum at `alpha`."""
+        total = 0.0
+        for p, log in zip(self.polynomials, self.logs, strict=True):
+            first, second = float(p.deriv()(alpha)), float(p.deriv(2)(alpha))
+            # (exp p)'' = (p'' + p'^2) exp p
+            total += (second + first**2) * float(_exp(p(alpha))) if log else second
+        return total
 
     def minimum(self, low: float, high: float) -> float:
         """Return the lowest root of the derivative in [low, high] at which it turns positive.
@@ -407,6 +432,46 @@ def brent(
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
 
 
+def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> StandardError | None:
+    """Return the sampling errors of the lowest sample, by the delta method.
+
+    alpha* solves J'(alpha) = 0, so to first order its error is that of the slope over the
+    curvature: Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2. Tasks have images of their own, so
+    their variances add: Var(J') = sum over tasks of Var_i(l_i') / n. An image's slope l_i' is that
+    of the polynomial through its losses at the samples around alpha*.
+
+    Args:
+        objective: has a method `per_image(alpha)`, as `losses.PairObjective` does, that returns
+            one array per task of what each image adds to the mean, or None where it is not known.
+        samples: evaluations of it.
+
+    Returns:
+        None if the objective has no such method or knows too few samples by image.
+    """
+    if not hasattr(objective, "per_image"):
+        return None
+    samples, per_image = sorted(samples), objective.per_image
+    best = min(samples, key=lambda sample: sample.value)
+    lowest = per_image(best.alpha)
+    if lowest is None:
+        return None
+    value = math.sqrt(sum(float(row.var()) / len(row) for row in lowest))
+    known = [sample for sample in samples if per_image(sample.alpha) is not None]
+    if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
+        return StandardError(math.nan, value)
+    window = _window(known)
+    centre = np.array([s.alpha for s in window]) - best.alpha
+    # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
+    scale = np.abs(centre).max()
+    powers = np.vander(centre / scale, increasing=True).T
+    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
+    columns = zip(*(per_image(s.alpha) for s in window), strict=True)
+    slopes = [weights @ np.stack(column) for column in columns]
+    spread = math.sqrt(sum(float(row.var()) / len(row) for row in slopes))
+    curvature = fit_parts(samples).curvature(best.alpha)
+    return StandardError(spread / curvature if curvature > 0 else math.nan, value)
+
+
 class _Record:
     """What is known about the objective so far; checks, counts and sorts its evaluations."""
 
@@ -509,7 +574,15 @@ class _Record:
         best = self.best()
         paid = set(self.fresh)
         trace = (*(sample for sample in self.samples if sample not in paid), *self.fresh)
-        return Solution(best.alpha, best.value, self.bracket(), status, trace, len(self.fresh))
+        return Solution(
+            best.alpha,
+            best.value,
+            self.bracket(),
+            status,
+            trace,
+            len(self.fresh),
+            standard_error(self.objective, self.samples),
+        )
 
     def _same(self, a: float, b: float) -> bool:
         return abs(a - b) <= SAME * (self.high - self.low)

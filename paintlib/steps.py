@@ -278,10 +278,13 @@ def sample_curves(run: Run, patching: str) -> None:
     tasks = (*run.profile.supported, patching)
     losses = {task: run.task_loss(visual, task, "validation", run.half) for task in tasks}
     scores: dict[str, list[Score]] = {task: [] for task in tasks}
+    by_image: dict[str, list[Tensor]] = {task: [] for task in tasks}
     for alpha in tqdm(ALPHAS, f"curves to {patching}", **_BAR):
         path.set_(visual, alpha)
         for task in tasks:
-            scores[task].append(losses[task].score())
+            score, each = losses[task].evaluate()
+            scores[task].append(score)
+            by_image[task].append(torch.from_numpy(each))
     path.set_(visual, 0.0)
     displacement = path.start.double() - path.end.double()
     gradients = {}
@@ -300,6 +303,8 @@ def sample_curves(run: Run, patching: str) -> None:
             task: plain(run.task_loss(visual, task, "test", run.half).score())
             for task in tqdm(tasks, f"test images, {name}", **_BAR)
         }
+    stacked = {task: torch.stack(rows) for task, rows in by_image.items()}
+    models.save(run.curve_losses(patching), stacked, task=patching)
     results.write_json(
         run.curves(patching),
         {
