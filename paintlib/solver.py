@@ -29,8 +29,8 @@ POINTS = 6  # a quintic has six coefficients
 GOLDEN = (3.0 - math.sqrt(5.0)) / 2.0
 SAME = 1e-9  # alphas closer than this share of the bracket are one alpha
 NOISE = 1e-6  # bumps below this share of the objective's range are not called minima
-GAIN = 5e-7  # a relative gain below this is not worth an evaluation
-FIRST = 0.55  # where to look between the ends; alpha* tends to lie just beyond the middle
+GAIN = 1e-6  # a relative gain below this is not worth an evaluation
+FIRST = 0.5  # where to look between the ends, as a share of the bracket
 AGREE = 1e-3  # a fit whose last prediction was off by more (relatively) is not believed yet
 
 
@@ -244,11 +244,11 @@ def quintic(
     the minimum, approximate the function there by a polynomial of degree five, and take the root
     of the derivative.
 
-    `parts` (default) spends few evaluations. It starts from the ends and 0.55 of the way, fits each
+    `parts` (default) spends few evaluations. It starts from the ends and the middle, fits each
     task's log-loss by a polynomial through the (at most six) samples around the lowest one, takes
     the root of the derivative of the fitted *sum* inside the bracket, evaluates there, and fits
     again. It stops when the root is within `xtol` of the best point and promises a gain of at most
-    5e-7 of the value, and the fit without that point had its root there too (within `xtol`) and
+    1e-6 of the value, and the fit without that point had its root there too (within `xtol`) and
     foretold its value (to 1e-3): a root is verified before it is believed. Where the steps of the
     fits do not shrink, a golden section of the widest gap in the bracket is evaluated instead, so
     that the search ends on any function. A minimum at an end is certified by an evaluation at
