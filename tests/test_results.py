@@ -9,7 +9,7 @@ from paintlib import results
 CHOICES = {"limit": 0, "weights": "random", "finetuned": "own"}
 SOLUTION = {
     "alpha": 0.5, "value": 1.0, "bracket": [0.0, 1.0], "status": "CONVERGED", "evaluations": 4,
-    "trace": [[0.5, 1.0, [0.6, 0.4]]],
+    "trace": [[0.5, 1.0, [0.6, 0.4]]], "stderr": [None, 0.01],
 }  # fmt: skip
 POINT = {
     "alpha": 0.0,
@@ -22,6 +22,10 @@ RECORD = {
     "labels": {"supported": "µCIFAR10", "patching": "µGTSRB"}, "normalisation": "zero_shot",
     "curves": {"alphas": [0.0, 1.0], "supported": CURVE, "patching": CURVE},
     "solutions": {"exhaustive": SOLUTION, "quintic": SOLUTION, "paper": SOLUTION},
+    "sampling": {
+        "difference": -0.01, "difference_stderr": 0.02, "bootstrap_alpha": 0.0,
+        "bootstrap_value": 0.01, "draws": 500, "forwards": 2000,
+    },
     "test": {"zero_shot": POINT, "exhaustive": POINT, "quintic": POINT, "fine_tuned": POINT},
     "metrics": {
         "length": 1.0, "gradient_norm": 1.0, "gradient_similarity": 0.1,

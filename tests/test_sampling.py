@@ -1,12 +1,13 @@
 """Sampling errors: of a loss, of alpha*, of a difference; against formulas and a bootstrap."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from paintlib import solver
+from paintlib import results, solver
 from paintlib.losses import NORMALISATIONS, Score
 
 IMAGES = (400, 300)
@@ -133,3 +134,24 @@ def test_fresh_evaluations_know_their_images_and_count_forward_passes(pair):
     assert objective.forwards == 60 * (solution.evaluations)
     assert solution.stderr.value > 0
     assert all(len(row) == 30 for row in objective.per_image(solution.alpha))
+
+
+@pytest.fixture(scope="module")
+def micro():
+    return results.read_pairs(Path(__file__).resolve().parent.parent / "results" / "micro")
+
+
+def test_standard_errors_of_the_micro_pairs_agree_with_their_bootstrap(micro):
+    for record in micro:
+        alpha, value = record["solutions"]["quintic"]["stderr"]
+        name = record["supported"], record["patching"]
+        assert alpha == pytest.approx(record["sampling"]["bootstrap_alpha"], rel=0.25), name
+        assert value == pytest.approx(record["sampling"]["bootstrap_value"], rel=0.25), name
+
+
+def test_micro_pairs_are_solved_economically(micro):
+    paid = [record["solutions"]["quintic"]["evaluations"] for record in micro]
+    assert np.mean(paid) <= 4 and max(paid) <= 6
+    for record in micro:
+        found = record["solutions"]
+        assert found["quintic"]["value"] <= found["exhaustive"]["value"] * (1 + 1e-6)
