@@ -456,10 +456,16 @@ def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> Stand
     if lowest is None:
         return None
     value = math.sqrt(sum(float(row.var()) / len(row) for row in lowest))
-    known = [sample for sample in samples if per_image(sample.alpha) is not None]
+    # differences of samples that all but coincide would be differences of rounding errors
+    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
+    known = [best]
+    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+        near = min(abs(sample.alpha - other.alpha) for other in known)
+        if near >= apart and per_image(sample.alpha) is not None:
+            known.append(sample)
     if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
-    window = _window(known)
+    window = _window(sorted(known))
     centre = np.array([s.alpha for s in window]) - best.alpha
     # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
     scale = np.abs(centre).max()

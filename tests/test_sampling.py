@@ -88,6 +88,24 @@ def test_standard_error_does_not_depend_on_which_solver_sampled(pair):
         assert solve(Anywhere()).stderr == pytest.approx(expected, rel=0.05), solve
 
 
+def test_samples_that_all_but_coincide_do_no_harm(pair):
+    drawn = Drawn(pair)
+    expected = solver.grid(drawn.objective).stderr
+    best = solver.grid(drawn.objective).alpha
+    noise = np.random.default_rng(3)
+    twin = best + 1e-7
+    rows = [row + 1e-7 * noise.standard_normal(len(row)) for row in drawn.at(twin)]  # float32
+    drawn.objective.losses[twin] = tuple(rows)
+    drawn.objective.scores[twin] = tuple(Score(float(r.mean()), 0.5, len(r)) for r in rows)
+    samples = [
+        solver.Evaluation(a, sum(drawn.objective(a)), drawn.objective(a))
+        for a in sorted({*ALPHAS.tolist(), twin})
+    ]
+    found = solver.standard_error(drawn.objective, samples)
+    assert found.alpha == pytest.approx(expected.alpha, rel=1e-3)
+    assert found.value == pytest.approx(expected.value, rel=1e-3)
+
+
 def test_standard_error_shrinks_with_the_root_of_the_images(pair):
     drawn = Drawn(pair)
     whole = solver.grid(drawn.objective).stderr
