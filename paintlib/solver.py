@@ -458,11 +458,11 @@ def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> Stand
     value = math.sqrt(sum(float(row.var()) / len(row) for row in lowest))
     # differences of samples that all but coincide would be differences of rounding errors
     apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    known = [best]
+    kept = [best]
     for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        near = min(abs(sample.alpha - other.alpha) for other in known)
-        if near >= apart and per_image(sample.alpha) is not None:
-            known.append(sample)
+        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
+            kept.append(sample)
+    known = [sample for sample in kept if per_image(sample.alpha) is not None]
     if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
     window = _window(sorted(known))
@@ -474,7 +474,7 @@ def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> Stand
     columns = zip(*(per_image(s.alpha) for s in window), strict=True)
     slopes = [weights @ np.stack(column) for column in columns]
     spread = math.sqrt(sum(float(row.var()) / len(row) for row in slopes))
-    curvature = fit_parts(samples).curvature(best.alpha)
+    curvature = fit_parts(kept).curvature(best.alpha)
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
 
 
