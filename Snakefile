@@ -31,6 +31,9 @@ IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
 
 GPU = int(run.profile.real)  # of each step that computes with the model
+# measured peaks of the steps on a CPU, rounded up; of ViT-B/32, and of any other step and profile
+MEMORY = {"finetune": 4000, "curves": 6000, "pair": 4000} if run.profile.real else {}
+SMALL = 1600  # MB
 # a short spin: threads that wait for long starve whatever else runs on the machine
 PAINT = f"PYTHONPATH={quote(str(Path.cwd()))} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -112,6 +115,7 @@ if run.profile.real:
             f"{A}/benchmarks/head.{{task}}.tsv"
         resources:
             gpu=GPU,
+            mem_mb=MEMORY.get("head", SMALL),
         shell:
             "{PAINT} head {RUN} {wildcards.task}"
 
@@ -139,6 +143,8 @@ else:
         benchmark:
             f"{A}/benchmarks/pretrain.tsv"
         threads: 2
+        resources:
+            mem_mb=SMALL,
         shell:
             "{PAINT} pretrain {RUN}"
 
@@ -169,6 +175,7 @@ rule finetune:
         f"{A}/benchmarks/finetune.{{patching}}.tsv"
     resources:
         gpu=GPU,
+        mem_mb=MEMORY.get("finetune", SMALL),
     shell:
         "{PAINT} finetune {RUN} {wildcards.patching}"
 
@@ -188,6 +195,7 @@ rule curves:
         f"{A}/benchmarks/curves.{{patching}}.tsv"
     resources:
         gpu=GPU,
+        mem_mb=MEMORY.get("curves", SMALL),
     shell:
         "{PAINT} curves {RUN} {wildcards.patching}"
 
@@ -208,6 +216,7 @@ rule pair:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     resources:
         gpu=GPU,
+        mem_mb=MEMORY.get("pair", SMALL),
     shell:
         "{PAINT} page --failures {A}/failed notebooks/pair.md {output[0]} --title '{params.title}'"
         " -p root {UP} {PAGE_RUN}"

@@ -64,7 +64,7 @@ def _snakemake(run: Run, cores: int, lock: int, data: Path, weights: str) -> int
     command = [
         sys.executable, "-m", "snakemake", "--cores", str(cores), "--keep-going",
         "--nolock", "--rerun-incomplete", "--quiet", "host", "reason",
-        *_gpus(run), "--config", f"profile={run.profile.name}", f"seed={run.seed}",
+        *_resources(run), "--config", f"profile={run.profile.name}", f"seed={run.seed}",
     ]  # fmt: skip
     if run.profile.real:
         command += [f"limit={run.profile.limit}", f"tasks={','.join(run.profile.tasks)}"]
@@ -111,14 +111,16 @@ def _snakemake(run: Run, cores: int, lock: int, data: Path, weights: str) -> int
     return 0
 
 
-def _gpus(run: Run) -> list[str]:
-    """Let at most one step run on each GPU."""
-    if not run.profile.real:
-        return []
-    import torch
+def _resources(run: Run) -> list[str]:
+    """Let only so many steps run side by side as memory holds, and one on each GPU."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    resources = ["--resources", f"mem_mb={memory}"]
+    if run.profile.real:
+        import torch
 
-    count = torch.cuda.device_count()
-    return ["--resources", f"gpu={count}"] if count else []
+        if count := torch.cuda.device_count():
+            resources.append(f"gpu={count}")
+    return resources
 
 
 def expected_seconds(run: Run) -> dict[str, float]:
