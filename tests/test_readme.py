@@ -62,9 +62,13 @@ def test_numbers_are_those_of_the_committed_results(pairs):
     after = {p: t["fine_tuned"]["patching"]["accuracy"] for (_, p), t in accuracy.items()}
     means = [np.mean(list(values.values())) for values in (supported, before, after)]
     wins = sum(gain > 0 for gain in gains)
+    told = sum(
+        abs(p["sampling"]["difference"]) > 1.96 * p["sampling"]["difference_stderr"] for p in pairs
+    )
     for shown in (
         f"| {wins} of {len(pairs)} |\n",
         f"| not reported | {test_wins} of {len(pairs)} |\n",
+        f"standard errors | not reported | {told} of {len(pairs)} |\n",
         f"| {max(gains):.2%} |\n".replace("%", " %"),
         f"| {sum(convex)} of {len(pairs)} |\n",
         f"| r = {r:.2f} |\n",
