@@ -29,10 +29,11 @@ PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
+BASELINE = [str(run.baseline(task)) for task in TASKS]
 
 GPU = int(run.profile.real)  # of each step that computes with the model
 # measured peaks of the steps on a CPU, rounded up; of ViT-B/32, and of any other step and profile
-MEMORY = {"finetune": 4000, "curves": 6000, "pair": 4000} if run.profile.real else {}
+MEMORY = {"finetune": 4000, "baseline": 4000, "curves": 6000, "pair": 4000} if run.profile.real else {}
 SMALL = 1600  # MB
 # a short spin: threads that wait for long starve whatever else runs on the machine
 PAINT = f"PYTHONPATH={quote(str(Path.cwd()))} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
@@ -133,10 +134,23 @@ else:
         shell:
             "{PAINT} render {RUN}"
 
+    rule caption:
+        input:
+            TWINS,
+            "paintlib/profiles.py",
+            "paintlib/steps.py",
+        output:
+            str(run.captioned),
+        benchmark:
+            f"{A}/benchmarks/caption.tsv"
+        shell:
+            "{PAINT} caption {RUN}"
+
     rule pretrain:
         input:
             TWINS,
             TRAINING,
+            str(run.captioned),
         output:
             f"{A}/zero_shot.safetensors",
             HEADS,
@@ -180,12 +194,30 @@ rule finetune:
         "{PAINT} finetune {RUN} {wildcards.patching}"
 
 
+rule baseline:
+    input:
+        SCORING,
+        f"{A}/zero_shot.safetensors",
+        HEADS,
+        IMAGES,
+    output:
+        BASELINE,
+    benchmark:
+        f"{A}/benchmarks/baseline.tsv"
+    priority: 1  # all curves wait for it
+    resources:
+        gpu=GPU,
+        mem_mb=MEMORY.get("baseline", SMALL),
+    shell:
+        "{PAINT} baseline {RUN}"
+
+
 rule curves:
     input:
         SCORING,
         f"{A}/fine_tuned/{{patching}}.safetensors",
-        IMAGES[: len(SUPPORTED)],
-        HEADS[: len(SUPPORTED)],
+        f"{A}/baseline/{{patching}}.safetensors",
+        BASELINE[: len(SUPPORTED)],
     output:
         f"{A}/curves/{{patching}}.json",
         f"{A}/curves/{{patching}}.safetensors",

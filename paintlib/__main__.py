@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     zero_shot.add_argument("--weights", default="openai")
     add("head", lambda o: _steps().head(_run(o), o.task), "write a zero-shot head", "task")
     add("render", lambda o: _steps().render(_run(o)), "draw the tasks")
+    add("caption", lambda o: _steps().caption(_run(o)), "draw the captioned images")
     add("pretrain", lambda o: _steps().pretrain(_run(o)), "pre-train CLIP")
     add(
         "finetune",
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "fine-tune on a patching task",
         "task",
     )
+    add("baseline", lambda o: _steps().score_baseline(_run(o)), "score the zero-shot weights")
     add(
         "curves",
         lambda o: _steps().sample_curves(_run(o), o.task),

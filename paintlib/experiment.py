@@ -127,6 +127,11 @@ class Run:
         return self.artifacts / "tasks" / f"{self._task(task)}.source"
 
     @property
+    def captioned(self) -> Path:
+        """Return the file of the captioned images that a small CLIP is pre-trained on."""
+        return self.artifacts / "captioned.safetensors"
+
+    @property
     def zero_shot(self) -> Path:
         """Return the file of the image tower before patching."""
         return self.artifacts / "zero_shot.safetensors"
@@ -143,6 +148,10 @@ class Run:
     def fine_tuned(self, patching: str) -> Path:
         """Return the file of the image tower after fine-tuning on a task."""
         return self.artifacts / "fine_tuned" / f"{self._task(patching)}.safetensors"
+
+    def baseline(self, task: str) -> Path:
+        """Return the file of a task's losses and gradient at the zero-shot weights."""
+        return self.artifacts / "baseline" / f"{self._task(task)}.safetensors"
 
     def curves(self, patching: str) -> Path:
         """Return the file of all curves along the path to a task's fine-tuned weights."""

@@ -6,6 +6,7 @@ from the last finished step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -38,14 +39,25 @@ def render(run: Run) -> None:
         models.save(run.images(task), tensors, task=task)
 
 
-def pretrain(run: Run) -> None:
-    """Pre-train CLIP on captioned images; write its image tower and the zero-shot heads."""
-    use_threads(2, run.device)  # fixed, because sums depend on it
+def caption(run: Run) -> None:
+    """Draw the captioned images for the pre-training, and write them."""
     clip = run.profile.clip
     assert isinstance(clip, SmallClip)
     images, captions = micro.captioned(clip.captioned_images, run.seed)
     distinct = sorted(set(captions))
     rows = {caption: row for row, caption in enumerate(distinct)}
+    numbers = torch.tensor([rows[caption] for caption in captions])
+    tensors = {"images": images, "captions": numbers}
+    models.save(run.captioned, tensors, distinct=json.dumps(distinct))
+
+
+def pretrain(run: Run) -> None:
+    """Pre-train CLIP on captioned images; write its image tower and the zero-shot heads."""
+    use_threads(2, run.device)  # fixed, because sums depend on it
+    clip = run.profile.clip
+    assert isinstance(clip, SmallClip)
+    tensors, metadata = models.load(run.captioned)
+    distinct: list[str] = json.loads(metadata["distinct"])
     # every task is in the vocabulary, so that a profile's choice of tasks changes no weight
     prompts = [p for t in micro.TASKS.values() for c in t.classnames for p in t.prompts(c)]
     tokenize = models.Tokenizer.covering([*distinct, *prompts], clip.text["context_length"])
@@ -54,9 +66,9 @@ def pretrain(run: Run) -> None:
     checkpoint = run.artifacts / "pretraining.checkpoint"
     steps = training.pretrain(
         model,
-        images,
+        tensors["images"],
         tokenize(distinct),
-        torch.tensor([rows[caption] for caption in captions]),
+        tensors["captions"],
         run.profile.pixels,
         clip.recipe,
         seed=run.seed,
@@ -268,6 +280,29 @@ def finetune(run: Run, patching: str) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
+def score_baseline(run: Run) -> None:
+    """Score every task at the zero-shot weights, where all paths begin, once for all of them.
+
+    A supported task's gradient is kept too: only the direction differs from path to path.
+    """
+    use_threads(1, run.device)
+    visual = run.image_tower()
+    for task in tqdm(run.profile.tasks, "zero-shot scores", **_BAR):
+        score, losses = run.task_loss(visual, task, "validation", run.half).evaluate()
+        tensors = {"losses": torch.from_numpy(losses)}
+        if task in run.profile.supported:
+            gradient = run.task_loss(visual, task, "validation").gradient()
+            tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
+        test = run.task_loss(visual, task, "test", run.half).score()
+        models.save(
+            run.baseline(task),
+            tensors,
+            task=task,
+            validation=json.dumps(score),
+            test=json.dumps(test),
+        )
+
+
 def sample_curves(run: Run, patching: str) -> None:
     """Score every supported task and the patching task along one path, and write the curves.
 
@@ -279,30 +314,33 @@ def sample_curves(run: Run, patching: str) -> None:
     losses = {task: run.task_loss(visual, task, "validation", run.half) for task in tasks}
     scores: dict[str, list[Score]] = {task: [] for task in tasks}
     by_image: dict[str, list[Tensor]] = {task: [] for task in tasks}
-    for alpha in tqdm(ALPHAS, f"curves to {patching}", **_BAR):
+    ends: dict[str, dict[str, Any]] = {"zero_shot": {}, "fine_tuned": {}}
+    gradients = {}
+    displacement = path.start.double() - path.end.double()
+    for task in tasks:
+        tensors, known = models.load(run.baseline(task))
+        scores[task].append(Score(*json.loads(known["validation"])))
+        by_image[task].append(tensors["losses"])
+        ends["zero_shot"][task] = plain(Score(*json.loads(known["test"])))
+        if task in run.profile.supported:
+            parts = {k[9:]: v.to(run.device) for k, v in tensors.items() if k[:9] == "gradient."}
+            gradient = path.flatten(parts).double()
+            gradients[task] = {
+                "norm": float(torch.linalg.vector_norm(gradient)),
+                "similarity": metrics.gradient_similarity(displacement, gradient),
+                "slope": float(-(gradient @ displacement)),
+            }
+    assert ALPHAS[0] == 0.0
+    for alpha in tqdm(ALPHAS[1:], f"curves to {patching}", **_BAR):
         path.set_(visual, alpha)
         for task in tasks:
             score, each = losses[task].evaluate()
             scores[task].append(score)
             by_image[task].append(torch.from_numpy(each))
-    path.set_(visual, 0.0)
-    displacement = path.start.double() - path.end.double()
-    gradients = {}
-    for task in tqdm(run.profile.supported, f"gradients at {patching}", **_BAR):
-        precise = run.task_loss(visual, task, "validation")
-        gradient = path.flatten(precise.gradient()).double()
-        gradients[task] = {
-            "norm": float(torch.linalg.vector_norm(gradient)),
-            "similarity": metrics.gradient_similarity(displacement, gradient),
-            "slope": float(-(gradient @ displacement)),
-        }
-    ends = {}
-    for name, alpha in (("zero_shot", 0.0), ("fine_tuned", 1.0)):
-        path.set_(visual, alpha)
-        ends[name] = {
-            task: plain(run.task_loss(visual, task, "test", run.half).score())
-            for task in tqdm(tasks, f"test images, {name}", **_BAR)
-        }
+    path.set_(visual, 1.0)
+    for task in tqdm(tasks, "test images, fine-tuned", **_BAR):
+        score = run.task_loss(visual, task, "test", run.half).score()
+        ends["fine_tuned"][task] = plain(score)
     stacked = {task: torch.stack(rows) for task, rows in by_image.items()}
     models.save(run.curve_losses(patching), stacked, task=patching)
     results.write_json(
