@@ -156,7 +156,7 @@ def steps(
         patching: patching tasks, each paired with every supported one.
         iterations: of one fine-tuning.
         batch_size: pictures of one iteration.
-        alphas: samples of a curve.
+        alphas: samples of a curve, both ends included; the first is shared by all paths.
         fresh: alphas that a pair evaluates on validation pictures beyond those samples, on average.
     """
     tasks = {name: DATA_SETS[name] for name in (*supported, *patching)}
@@ -174,11 +174,12 @@ def steps(
         ),
         "head": Work(len(tasks), prompts=sum(data.prompts for data in tasks.values())),
         "finetune": Work(len(patching), training=len(patching) * iterations * batch_size),
-        "curves": Work(
-            len(patching),
-            forward=alphas * chosen + 2 * reported,
-            training=len(patching) * sum(s.validation for s in kept),
+        "baseline": Work(
+            1,
+            forward=sum(data.validation + data.test for data in tasks.values()),
+            training=sum(s.validation for s in kept),
         ),
+        "curves": Work(len(patching), forward=(alphas - 1) * chosen + reported),
         "pair": Work(
             len(pairs),
             forward=sum(

@@ -79,33 +79,12 @@ class TaskLoss:
         Raises:
             ValueError: as `score`.
         """
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
-        frozen = [p for p in parameters if not p.requires_grad]
-        total: list[Tensor] | None = None
-        images = 0
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        try:
-            for logits, labels in self._forward():
-                loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-                part = torch.autograd.grad(
-                    loss, parameters, allow_unused=True, materialize_grads=True
-                )
-                total = (
-                    [a.add_(b) for a, b in zip(total, part, strict=True)]
-                    if total
-                    else [p.clone() for p in part]
-                )
-                images += len(labels)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        if total is None:
-            raise ValueError("no image to score: `batches` is empty or a generator already used up")
-        return {name: part / images for name, part in zip(names, total, strict=True)}
+        return self._value_and_gradient()[1]
 
-    def slope(self, path: WeightPath) -> float:
-        """Return dL/dalpha along `path` at the present weights: <grad L, w_ft - w_zs>, in float64.
+    def value_and_slope(self, path: WeightPath) -> tuple[float, float]:
+        """Return the mean loss L and dL/dalpha along `path` at the present weights, in one pass.
+
+        The slope is <grad L, w_ft - w_zs>, summed in float64.
 
         Raises:
             ValueError: as `score`; or a buffer (BatchNorm's running statistics, say) changes along
@@ -119,10 +98,38 @@ class TaskLoss:
                     f"the buffer {name!r} changes along the path, so the slope by gradients would "
                     "be wrong; use finite differences of the loss instead"
                 )
-        gradient = self.gradient()
-        return math.fsum(
+        value, gradient = self._value_and_gradient()
+        return value, math.fsum(
             float((gradient[name].double() * displacement[name]).sum()) for name in gradient
         )
+
+    def _value_and_gradient(self) -> tuple[float, dict[str, Tensor]]:
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        frozen = [p for p in parameters if not p.requires_grad]
+        total: list[Tensor] = []
+        losses: list[Tensor] = []
+        images = 0
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            for logits, labels in self._forward():
+                loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+                part = torch.autograd.grad(
+                    loss, parameters, allow_unused=True, materialize_grads=True
+                )
+                if total:
+                    total = [a.add_(b) for a, b in zip(total, part, strict=True)]
+                else:
+                    total = [p.clone() for p in part]
+                losses.append(loss.detach())
+                images += len(labels)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if not total:
+            raise ValueError("no image to score: `batches` is empty or a generator already used up")
+        mean = {name: part / images for name, part in zip(names, total, strict=True)}
+        return float(torch.stack(losses).sum()) / images, mean
 
     def _forward(self) -> Iterable[tuple[Tensor, Tensor]]:
         if self.model.training:

@@ -36,19 +36,21 @@ def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
 
 def test_steps_of_one_pair_are_counted_by_hand():
     work = cost.steps(["STL10"], ["DTD"], iterations=10, batch_size=4, alphas=3, fresh=1.5)
-    assert list(work) == ["decode", "head", "finetune", "curves", "pair"]
+    assert list(work) == ["decode", "head", "finetune", "baseline", "curves", "pair"]
     assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
     assert work["head"] == cost.Work(2, prompts=20 + 376)
     assert work["finetune"] == cost.Work(1, training=40)
-    forward = 3 * (500 + 376) + 2 * (8000 + 1880)
-    assert work["curves"] == cost.Work(1, forward=forward, training=500)
+    scored = 500 + 376 + 8000 + 1880
+    assert work["baseline"] == cost.Work(1, forward=scored, training=500)
+    assert work["curves"] == cost.Work(1, forward=2 * (500 + 376) + 8000 + 1880)
     assert work["pair"] == cost.Work(1, forward=1314 + 2 * 9880)
 
 
 def test_jobs_are_those_of_the_workflow():
     names = list(cost.DATA_SETS)
     jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:]).items()}
-    assert jobs == {"decode": 13, "head": 13, "finetune": 9, "curves": 9, "pair": 36}
+    once = {"decode": 13, "head": 13, "baseline": 1}
+    assert jobs == once | {"finetune": 9, "curves": 9, "pair": 36}
 
 
 def test_hours_add_up_and_fall_with_the_rate():
