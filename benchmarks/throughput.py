@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import io
 import os
-import platform
-import re
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import open_clip
 import torch
@@ -55,24 +51,16 @@ def main() -> None:
     for what, prepare in tqdm(cases, "throughput", unit="case", leave=False):
         call = prepare()
         call()  # the first call allocates and tunes
-        seconds = [_timed(call, kind) for _ in range(repeats)]
+        seconds = [machine.timed(call, kind) for _ in range(repeats)]
         rates = [what["batch"] / second for second in seconds]
-        spread = {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
-        rows.append(what | {k: round(v, 3) for k, v in spread.items()} | {"repeats": repeats})
+        rows.append(what | machine.spread(rates))
         del call
     record = {
-        "device": (device := _device(kind)),
-        "kind": kind,
-        "cores": os.cpu_count(),
-        "threads": options.threads,
-        "note": options.note,
+        **machine.describe(kind, options.threads, options.note),
         "model": cost.MODEL,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")},
         "images_per_second": rows,
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = options.folder / f"throughput-{slug}.json"
+    path = options.folder / f"throughput-{machine.slug(kind)}.json"
     results.write_json(path, record)
     for row in rows:
         print(
@@ -106,16 +94,6 @@ def _cases(
                 what = {"work": work, "precision": name, "batch": batch}
                 cases.append((what, functools.partial(prepare, device, batch, dtype)))
     return cases
-
-
-def _timed(call: Callable[[], object], kind: str) -> float:
-    if kind == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if kind == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _tower(device: torch.device) -> nn.Module:
@@ -172,15 +150,6 @@ def _decoding() -> Callable[[], object]:
             V.pil_to_tensor(V.center_crop(picture, [224, 224]))
 
     return call
-
-
-def _device(kind: str) -> str:
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from conftest import copy_project
 
 from paintlib import results
+from paintlib.profiles import get
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.workflow
 
@@ -131,3 +135,36 @@ def test_pages_are_byte_stable(project):
     page.unlink()
     assert book(folder).returncode == 0
     assert page.read_bytes() == before
+
+
+def test_benchmark_solves_the_same_pairs_in_every_way(project):
+    folder, _ = project
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/solving.py", "--profile", "smoke", "--paths", "1"]
+        + ["--repeats", "2", "--folder", "bench"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = results.read_json(next((folder / "bench").glob("solving-*.json")))
+    ways = record["paths"][0]["ways"]
+    paint = ways["PAINT's loop"]
+    for name in ("exhaustive, each pair", "exhaustive, shared curves"):
+        assert ways[name]["alpha"] == paint["alpha"], name
+    supported, images = len(paint["alpha"]), get("smoke").validation_images
+    assert paint["forwards"] == ways["exhaustive, each pair"]["forwards"]
+    assert paint["forwards"] == supported * 21 * 2 * images
+    # the supported ends are shared by all paths of the profile
+    shared = supported * images / len(get("smoke").patching)
+    curves = ways["exhaustive, shared curves"]["forwards"]
+    assert curves == 20 * (supported + 1) * images + images + shared
+    samples = ways["quintic, shared samples"]["forwards"]
+    assert samples == 4 * (supported + 1) * images + images + shared
+    for supported, value in ways["quintic, shared ends"]["value"].items():
+        assert value <= paint["value"][supported] * (1 + 1e-3), supported
+    for operation in record["operations"].values():
+        assert operation["ratio"]["low"] > 0

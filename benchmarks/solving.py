@@ -1,0 +1,345 @@
+"""Time the choice of alpha against PAINT's own loop, and the parts it is made of.
+
+    python benchmarks/solving.py [--paths 9] [--threads N] [--note TEXT]
+
+Reads the weights and images of the profile `micro`, so `make book` comes first. For each path it
+solves the pairs of four supported tasks in five ways, one after the other:
+
+- PAINT's loop, written after its description (paper of PAINT, section 3, and its public script):
+  for each of 21 alphas merge the state dicts, load them, save the model, build a loader for each
+  data set, and count on the host;
+- exhaustive search with each pair on its own, images resident and weights written in place;
+- exhaustive search on shared curves: one patched model serves all five tasks;
+- the quintic, pair by pair, with the ends shared between pairs, as the workflow does;
+- the quintic's fit to three samples inside the path and its ends, shared by the four pairs, its
+  root not evaluated.
+
+Then it times single operations: interpolation against `Tensor.copy_`, scoring against a bare
+forward loop, loss and slope against the loss. Writes `results/bench/solving-DEVICE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from tqdm import tqdm
+
+from paintlib import cost, models, results, solver
+from paintlib.experiment import Run, use_threads
+from paintlib.interpolation import WeightPath
+from paintlib.losses import TaskLoss
+from paintlib.profiles import ALPHAS
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = 3  # samples between the ends that the pairs of a path share
+Answers = dict[str, float]  # supported task to alpha
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="micro", help="micro, or smoke for a quick look")
+    parser.add_argument("--paths", type=int, default=9, help="patching tasks to go through")
+    parser.add_argument("--repeats", type=int, default=15, help="of each single operation")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--note", default="", help="kept in the file, say what else was running")
+    parser.add_argument("--folder", type=Path, default=ROOT / "results" / "bench")
+    options = parser.parse_args()
+    run = Run.of(options.profile, root=ROOT)
+    chosen = run.profile.patching[: options.paths]
+    if missing := [task for task in chosen if not run.fine_tuned(task).exists()]:
+        parser.error(f"{run.fine_tuned(missing[0])} is missing; `make book` makes it")
+    use_threads(options.threads, run.device)
+    record = {
+        **machine.describe(run.device.type, options.threads, options.note),
+        "profile": run.profile.name,
+        "paths": solve_all(run, chosen),
+        "operations": {
+            "interpolation": interpolation(options.repeats),
+            "scoring": scoring(run, options.repeats),
+            "slope": slope(run, options.repeats),
+        },
+    }
+    path = options.folder / f"solving-{machine.slug(run.device.type)}.json"
+    results.write_json(path, record)
+    for row in record["paths"]:
+        seconds = {name: round(way["seconds"], 2) for name, way in row["ways"].items()}
+        print(row["patching"], seconds)
+    for name, row in record["operations"].items():
+        print(f"{name}: {row['ratio']}")
+    print(f"written: {os.path.relpath(path)}")
+
+
+def solve_all(run: Run, patching: Sequence[str]) -> list[dict[str, Any]]:
+    """Solve the pairs of each path in every way; return seconds, images and the losses reached."""
+    rows = []
+    zero_shot: dict[str, float] = {}  # shared by all paths, charged to each in equal parts
+    began = time.perf_counter()
+    images = _score_zero_shot(run, zero_shot) / len(run.profile.patching)
+    shared = (time.perf_counter() - began) / len(run.profile.patching)
+    for task in tqdm(patching, "paths", leave=False):
+        contest = Contest(run, task, zero_shot)
+        ways: dict[str, Any] = {}
+        for name, solve, before in (
+            ("PAINT's loop", contest.paint, 0.0),
+            ("exhaustive, each pair", contest.exhaustive, 0.0),
+            ("exhaustive, shared curves", contest.exhaustive_shared, shared),
+            ("quintic, shared ends", contest.quintic, shared),
+            ("quintic, shared samples", contest.shared_samples, shared),
+        ):
+            contest.reset()
+            start = time.perf_counter()
+            answers = solve()
+            seconds = before + time.perf_counter() - start
+            forwards = contest.forwards + (images if before else 0)
+            ways[name] = {"seconds": seconds, "forwards": forwards, "alpha": answers}
+        contest.reset()
+        for way in ways.values():  # not timed: the loss at each answer, on all images
+            way["value"] = {s: sum(contest.losses(a, s)) for s, a in way["alpha"].items()}
+        rows.append({"patching": task, "ways": ways})
+    return rows
+
+
+def _score_zero_shot(run: Run, scores: dict[str, float]) -> int:
+    """Score the supported tasks at the zero-shot weights; return the number of images."""
+    visual, images = run.image_tower(), 0
+    for task in run.profile.supported:
+        score = run.task_loss(visual, task, "validation").score()
+        scores[task], images = score.loss, images + score.images
+    return images
+
+
+class Contest:
+    """One path with the tasks scored along it, and the ways to choose alpha on it."""
+
+    def __init__(self, run: Run, patching: str, zero_shot: dict[str, float]) -> None:
+        self.run, self.patching, self.zero_shot = run, patching, zero_shot
+        self.supported = run.profile.supported
+        self.visual, self.path = run.empty_tower(), run.path(patching)
+        self.tasks = {
+            task: run.task_loss(self.visual, task, "validation")
+            for task in (*self.supported, patching)
+        }
+        self.splits = {task: run.load_split(task, "validation") for task in self.tasks}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses but the shared ones."""
+        self.seen = {(0.0, task): loss for task, loss in self.zero_shot.items()}
+        self.forwards = 0
+
+    def loss(self, alpha: float, task: str) -> float:
+        """Return a task's loss at `alpha`; what was scored before costs nothing."""
+        if (alpha, task) not in self.seen:
+            self.path.set_(self.visual, alpha)
+            score = self.tasks[task].score()
+            self.forwards += score.images
+            self.seen[alpha, task] = score.loss
+        return self.seen[alpha, task]
+
+    def losses(self, alpha: float, supported: str) -> tuple[float, float]:
+        """Return the normalised losses of a pair at `alpha`."""
+        both = (supported, self.patching)
+        first, second = (self.loss(alpha, task) / self.loss(0.0, task) for task in both)
+        return first, second
+
+    def paint(self) -> Answers:
+        """Choose alpha by PAINT's loop, for each pair on its own."""
+        start, end = self.path.unflatten(self.path.start), self.path.unflatten(self.path.end)
+        answers: Answers = {}
+        for supported in self.supported:
+            values = []
+            for alpha in ALPHAS:
+                merged = {name: (1 - alpha) * start[name] + alpha * end[name] for name in start}
+                self.visual.load_state_dict(merged)
+                with tempfile.TemporaryFile() as file:
+                    torch.save(self.visual.state_dict(), file)
+                values.append([self._count(task) for task in (supported, self.patching)])
+            total = (np.array(values) / values[0]).sum(1)
+            answers[supported] = ALPHAS[int(total.argmin())]
+        return answers
+
+    def _count(self, task: str) -> float:
+        head, split = self.run.head(task), self.splits[task]
+        pixels = self.run.profile.pixels
+        images = _Pictures(split.images, split.labels, pixels.mean, pixels.std)
+        loss, correct, count = 0.0, 0, 0
+        with torch.no_grad():
+            for inputs, labels in DataLoader(images, batch_size=128):
+                logits = F.normalize(self.visual(inputs), dim=-1) @ head.T
+                loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                correct += int(logits.argmax(1).eq(labels).sum().item())
+                count += len(labels)
+        self.forwards += count
+        assert 0 <= correct <= count
+        return loss / count
+
+    def exhaustive(self) -> Answers:
+        """Visit 21 alphas for each pair on its own."""
+        answers = {}
+        for supported in self.supported:
+            kept, self.seen = self.seen, {}
+            answers[supported] = solver.grid(partial(self.losses, supported=supported)).alpha
+            self.seen = kept
+        return answers
+
+    def exhaustive_shared(self) -> Answers:
+        """Visit 21 alphas, and score all five tasks at each."""
+        return {s: solver.grid(partial(self.losses, supported=s)).alpha for s in self.supported}
+
+    def quintic(self) -> Answers:
+        """Search each pair by the quintic; the ends are shared."""
+        answers = {}
+        for supported in self.supported:
+            objective = partial(self.losses, supported=supported)
+            ends = self._known([0.0, 1.0], supported)
+            answers[supported] = solver.quintic(objective, known=ends).alpha
+        return answers
+
+    def shared_samples(self) -> Answers:
+        """Fit every pair to the same few samples, each placed where the fits put the minima.
+
+        The first is the middle; the second the middle of all minima; then the minimum that lies
+        farthest from the samples.
+        """
+        samples = [0.0, 0.5, 1.0]
+        while True:
+            minima = {
+                s: solver.fit_parts(self._known(samples, s)).minimum(0.0, 1.0)
+                for s in self.supported
+            }
+            if len(samples) == SHARED + 2:
+                return minima
+            wanted = [float(np.mean([min(minima.values()), max(minima.values())]))]
+            if len(samples) > 3:
+                wanted = sorted(minima.values())
+            samples.append(max(wanted, key=lambda a: min(abs(a - b) for b in samples)))
+
+    def _known(self, alphas: Sequence[float], supported: str) -> list[solver.Evaluation]:
+        parts = {alpha: self.losses(alpha, supported) for alpha in alphas}
+        return [solver.Evaluation(alpha, sum(p), p) for alpha, p in parts.items()]
+
+
+@dataclass
+class _Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Images as PAINT reads them: pictures that are transformed one by one at each visit."""
+
+    images: Tensor
+    labels: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        side = self.images.shape[-1]
+        self.transform = transforms.Compose([
+            transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(side),
+            transforms.ToTensor(),
+            transforms.Normalize(self.mean, self.std),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture = Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
+        return self.transform(picture), self.labels[index]
+
+
+def interpolation(repeats: int) -> dict[str, Any]:
+    """Time w(alpha) of CLIP ViT-B/32 against copying as many bytes.
+
+    Interpolation reads two vectors and writes one, a copy reads one and writes one; the ratio is
+    that of the bytes moved in a second.
+    """
+    with torch.device("meta"):
+        tower = open_clip.CLIP(**open_clip.get_model_config(cost.MODEL)).visual
+    model: nn.Module = tower.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    ends = [{name: t + i for name, t in model.state_dict().items()} for i in range(2)]
+    path = WeightPath(*ends)
+    size = path.start.numel() * path.start.element_size()
+    target = torch.empty_like(path.start)
+    alphas = iter(np.linspace(0.1, 0.9, repeats + 1).tolist())
+    rounds = machine.alternately(
+        [lambda: path.set_(model, next(alphas)), lambda: target.copy_(path.start)], repeats, "cpu"
+    )
+    return {
+        "bytes": size,
+        "GB/s interpolation": machine.spread([3 * size / a / 1e9 for a, _ in rounds]),
+        "GB/s copy": machine.spread([2 * size / b / 1e9 for _, b in rounds]),
+        "ratio": machine.spread([(3 / a) / (2 / b) for a, b in rounds]),
+    }
+
+
+def scoring(run: Run, repeats: int) -> dict[str, Any]:
+    """Time the scoring of a task against a loop that only computes its logits."""
+    task = _task(run)
+    images = [batch for batch, _ in task.batches]
+    assert task.logits is not None
+    logits: Callable[[Tensor], Tensor] = task.logits
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in images:
+                logits(batch)
+
+    rounds = machine.alternately([task.score, bare], repeats, run.device.type)
+    count = sum(map(len, images))
+    return {
+        "images/s": machine.spread([count / a for a, _ in rounds]),
+        "images/s bare": machine.spread([count / b for _, b in rounds]),
+        "ratio": machine.spread([b / a for a, b in rounds]),
+    }
+
+
+def slope(run: Run, repeats: int) -> dict[str, Any]:
+    """Time loss and slope from one backward pass, and from two losses, against one loss."""
+    task, path = _task(run), run.path(run.profile.patching[0])
+    visual = task.model
+
+    def difference() -> None:
+        for alpha in (0.5, 0.51):
+            path.set_(visual, alpha)
+            task.score()
+
+    path.set_(visual, 0.5)
+    calls: list[Callable[[], object]] = [
+        task.score,
+        partial(task.value_and_slope, path),
+        difference,
+    ]
+    rounds = machine.alternately(calls, repeats, run.device.type)
+    return {
+        "ratio": machine.spread([b / a for a, b, _ in rounds]),
+        "ratio of two losses": machine.spread([c / a for a, _, c in rounds]),
+    }
+
+
+def _task(run: Run) -> TaskLoss:
+    visual = run.empty_tower()
+    visual.load_state_dict(models.load(run.zero_shot)[0])
+    return run.task_loss(visual, run.profile.supported[0], "validation")
+
+
+if __name__ == "__main__":
+    main()
