@@ -140,9 +140,9 @@ def test_pages_are_byte_stable(project):
 def test_benchmark_solves_the_same_pairs_in_every_way(project):
     folder, _ = project
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", dirs_exist_ok=True)
+    options = "--profile smoke --paths 1 --repeats 2 --folder bench"
     done = subprocess.run(
-        [sys.executable, "benchmarks/solving.py", "--profile", "smoke", "--paths", "1"]
-        + ["--repeats", "2", "--folder", "bench"],
+        [sys.executable, "benchmarks/solving.py", *options.split()],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
