@@ -19,7 +19,10 @@ import pandas as pd
 from cycler import cycler
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, stats
 
@@ -38,6 +41,12 @@ COLOURS = {  # Okabe and Ito's palette: told apart with any common colour blindn
 }
 ROLES = ("supported", "patching")
 MARKERS = {"exhaustive": "s", "quintic": "o"}  # never colour alone
+AXES = {  # of a loss under each normalisation
+    "zero_shot": "loss / zero-shot loss",
+    "log_classes": "loss / ln(classes)",
+    "minmax": "loss, from its minimum 0 to its maximum 1",
+    "none": "loss, nats per image",
+}
 PROFILES = {
     "smoke": "a test of the machinery on four tiny pairs; its numbers mean nothing",
     "micro": "small rendered twins of the data sets, so no number here is a number of the paper",
@@ -53,11 +62,12 @@ def use_style(image_format: str = "svg") -> None:
     """
     plt.rcParams.update(matplotlib.rcParamsDefault | {"backend": plt.rcParams["backend"]})
     plt.rcParams.update({
-        "figure.figsize": (6.4, 3.8), "figure.dpi": 100, "savefig.bbox": "tight",
+        # a phone shows 5.2 inches on 340 pixels: 11 points are then 10 pixels high
+        "figure.figsize": (5.2, 3.6), "figure.dpi": 100, "savefig.bbox": "tight",
         "figure.facecolor": "white", "savefig.facecolor": "white",
         "figure.constrained_layout.use": True,
-        "font.size": 11, "axes.titlesize": 11, "legend.fontsize": 10, "xtick.labelsize": 10,
-        "ytick.labelsize": 10, "legend.frameon": False, "axes.spines.top": False,
+        "font.size": 11, "axes.titlesize": 11, "legend.fontsize": 11, "xtick.labelsize": 11,
+        "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
         "axes.axisbelow": True,
         "lines.linewidth": 1.8, "svg.hashsalt": "paintlib",
@@ -127,7 +137,45 @@ def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
         answer_ = pair["solutions"][solver]
         ax.plot(answer_["alpha"], answer_["value"], MARKERS[solver], color=COLOURS[solver], ms=8,
                 mec="white", ls="none", label=f"{solver}: α = {answer_['alpha']:.3f}")  # fmt: skip
-    ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel="normalised loss", xlim=(-0.02, 1.02))
+    ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel=AXES[kind or pair["normalisation"]],
+           xlim=(-0.02, 1.02))  # fmt: skip
+
+
+def legend_below(*axes: Axes, columns: int = 2) -> None:
+    """Put one legend for `axes` below their figure, where it hides no data and narrows no axes."""
+    entries: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
+    axes[0].figure.legend([*entries.values()], [*entries], **place)
+
+
+def drawn(fig: Figure) -> pd.DataFrame:
+    """Return what `fig` draws, one row for each point of a line and each corner of a box.
+
+    Columns are the panel (its title or number), the series (its label), and two named like the
+    axes; a coordinate that is not in data units, as the heights of a vertical line, is NaN.
+    """
+    rows = []
+    for number, ax in enumerate(fig.axes, start=1):
+        panel = ax.get_title().replace("\n", " ") or str(number)
+        boxes = [box for box in ax.patches if isinstance(box, Rectangle)]
+        corners = [(box.get_corners()[::2], box) for box in boxes]
+        for points, artist in [(line.get_xydata(), line) for line in ax.lines] + corners:
+            known = artist.get_transform().contains_branch_seperately(ax.transData)
+            for point in np.asarray(points, dtype=float):
+                rows.append((panel, artist.get_label(), *np.where(known, point, np.nan)))
+    return pd.DataFrame(rows, columns=["panel", "series", _axis(fig, "x"), _axis(fig, "y")])
+
+
+def _axis(fig: Figure, side: str) -> str:
+    common = fig.get_supxlabel() if side == "x" else fig.get_supylabel()
+    labels = [
+        common,
+        *(str(ax.get_xlabel() if side == "x" else ax.get_ylabel()) for ax in fig.axes),
+    ]
+    return " | ".join(dict.fromkeys(filter(None, labels))).replace("\n", " ") or side
 
 
 class Correlation(NamedTuple):
@@ -207,9 +255,16 @@ def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
-def caption(text: str) -> Markdown:
-    """Return the caption of the figure or table above it: the finding, in a sentence."""
-    return Markdown(f"**What it shows.** {text}")
+def caption(text: str, fig: Figure | None = None, name: str = "") -> Markdown:
+    """Return the caption of the figure or table above it: the finding, in a sentence.
+
+    Args:
+        text: the finding.
+        fig: the figure; the caption then ends with a download of the numbers it draws.
+        name: of the downloaded file, without ".csv".
+    """
+    data = f" Data of the figure: {csv_link(drawn(fig), name)}." if fig else ""
+    return Markdown(f"**What it shows.** {text}{data}")
 
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from paintlib import plots
+from paintlib.losses import NORMALISATIONS
 
 matplotlib.use("Agg")
 
@@ -79,6 +80,43 @@ def test_draw_curves_shows_answers_only_under_their_own_normalisation(pair):
         assert len(ax.lines) == lines
         assert ax.get_xlabel() and ax.get_ylabel()
         plt.close(fig)
+
+
+def test_every_normalisation_names_its_axis():
+    assert set(plots.AXES) == set(NORMALISATIONS)
+
+
+def test_legend_below_shows_each_entry_once_and_covers_no_axes():
+    plots.use_style()
+    fig, axes = plt.subplots(2, 1)
+    for ax in axes:
+        ax.plot([0, 1], [0, 1], label="a")
+    axes[1].plot([0, 1], [1, 0], label="b")
+    plots.legend_below(*axes)
+    fig.canvas.draw()
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert legend.get_window_extent().y1 <= min(ax.get_tightbbox().y0 for ax in axes)
+    plt.close(fig)
+
+
+def test_drawn_holds_every_point_in_data_units_and_the_caption_offers_it():
+    fig, (left, right) = plt.subplots(1, 2)
+    left.plot([0, 1], [2, 3], label="line")
+    left.axvline(0.5, label="here")
+    left.axvspan(0.2, 0.3, label="box")
+    left.set(xlabel="α", ylabel="loss,\nnats")
+    right.plot([4], [5], "o", label="dot")
+    right.set_title("second")
+    frame = plots.drawn(fig)
+    plt.close(fig)
+    assert list(frame) == ["panel", "series", "α", "loss, nats"]
+    assert frame.fillna(-1).to_numpy().tolist() == [
+        ["1", "line", 0, 2], ["1", "line", 1, 3], ["1", "here", 0.5, -1], ["1", "here", 0.5, -1],
+        ["1", "box", 0.2, -1], ["1", "box", pytest.approx(0.3), -1], ["second", "dot", 4, 5],
+    ]  # fmt: skip
+    assert plots.csv_link(frame, "f") in plots.caption("Found.", fig, "f").data
+    assert "csv" not in plots.caption("Found.").data
 
 
 def test_colours_differ_in_lightness_or_hue():
