@@ -102,3 +102,10 @@ def test_both_summaries_state_the_same_numbers():
 
     assert rows("index.md") == rows("summary_ja.md")
     assert len(rows("index.md")) == 4 and all(rows("index.md"))
+
+
+def test_number_of_pages_of_results_is_told_right():
+    (told,) = re.findall(
+        r"^\| `summary` \| (\d+) \|", (BOOK / "run.md").read_text("utf-8"), flags=re.M
+    )
+    assert int(told) == len(NOTEBOOKS) - 1  # all but pair.md
