@@ -19,10 +19,11 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
     steps.check_inputs(run, Path(os.environ.get("PAINTLIB_DATA", "data")))
 A, R, BOOK = run.artifacts, run.results, run.book
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
-SUMMARIES = "claims table1 figure1 figure2 steps solvers speed quasi_convexity open_questions published runbook".split()
+SUMMARIES = "claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
 FURTHER = {  # what these pages read beyond the pairs
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
     "speed": sorted(map(str, Path("results/bench").glob("*.json"))),
+    "tradeoffs": ["paintlib/tradeoff.py"],
     "runbook": ["paintlib/cost.py", *sorted(map(str, Path("results/bench").glob("*.json")))],
 }
 SUMMARIES += [] if run.profile.real else ["twins"]

@@ -124,6 +124,15 @@ def test_sum(pair: Pair, at: str) -> float:
     return total
 
 
+def told_apart(pair: Pair) -> bool:
+    """Return whether the sums at the two solvers' alphas differ beyond their sampling error.
+
+    That is by more than 1.96 standard errors of the difference, measured image by image.
+    """
+    sampling = pair["sampling"]
+    return bool(abs(sampling["difference"]) > 1.96 * sampling["difference_stderr"])
+
+
 def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
     """Draw a pair's two normalised losses, their sum, and the answers of both solvers on `ax`.
 
@@ -242,6 +251,52 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = No
     body = body.replace("<td>", '<td style="padding: .2em .6em">')
     download = f"<p>Download: {csv_link(frame, name)}</p>"
     return HTML(f'<div style="overflow-x:auto">{body}</div>{download}')
+
+
+def tint(value: float, largest: float) -> str:
+    """Return the colour of `value`: white at 0, towards blue above it and towards orange below.
+
+    The strongest colours, of `largest` and its negative, still carry black text.
+    """
+    colour = COLOURS["supported" if value > 0 else "patching"]
+    strength = 0.7 * abs(value) / largest if largest else 0.0
+    blend = 255 + strength * (np.array(matplotlib.colors.to_rgb(colour)) * 255 - 255)
+    return "#" + "".join(f"{round(part):02x}" for part in blend)
+
+
+def matrix(pairs: Sequence[Pair], values: Sequence[float], form: str, label: str,
+           marked: Sequence[bool] | None = None) -> HTML:  # fmt: skip
+    """Return one number per pair as a matrix: supported tasks down, patching tasks across.
+
+    Each number links to its pair's page and is coloured by `tint`. A combination without a pair
+    stays empty.
+
+    Args:
+        pairs: n results files.
+        values: n numbers.
+        form: such as "{:.2f}".
+        label: what the numbers are, for those who do not see the table.
+        marked: n truths, whether a number carries a star; none by default.
+    """
+    down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
+    largest = max(map(abs, values))
+    cells = {}
+    marks = [False] * len(pairs) if marked is None else marked
+    for pair, value, star in zip(pairs, values, marks, strict=True):
+        text = form.format(value) + ("*" if star else "")
+        cells[pair["supported"], pair["patching"]] = (
+            f'<td style="background: {tint(value, largest)}">'
+            f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{text}</a></td>'
+        )
+    heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
+    rows = ""
+    for supported, task in down.items():
+        row = "".join(cells.get((supported, patching), "<td></td>") for patching in across)
+        rows += f'<tr><th scope="row">{task}</th>{row}</tr>'
+    return HTML(
+        f'<table class="matrix" aria-label="{html.escape(label)}">'
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:

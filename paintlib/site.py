@@ -1,4 +1,4 @@
-"""Sphinx extension of the book: scripts that other packages hold, so that no page needs a network."""
+"""Sphinx extension of the book: other packages' scripts, so that no page needs a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def _copy_scripts(app: Sphinx, failure: Exception | None) -> None:
     if failure or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
-    (static / "vega.js").write_text(vl_convert.javascript_bundle(), encoding="utf-8")
+    vega = f"(() => {{{vl_convert.javascript_bundle(None)}}})();"  # a scope of its own for its names
+    (static / "vega.js").write_text(vega, encoding="utf-8")
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline")
     source = Path(str(mathjax.locate_file("sphinx-mathjax-offline/static/mathjax/tex-svg.js")))
     (static / "mathjax.js").write_bytes(source.read_bytes())

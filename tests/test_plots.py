@@ -176,3 +176,32 @@ def test_provenance_footer_warns_where_pairs_disagree_and_never_shows_time(pair)
     assert "disagree" not in plots.provenance_footer([pair, pair]).data
     text = plots.provenance_footer([pair, other]).data
     assert "disagree in commit" in text and "abc | def" in text and "9.5" not in text
+
+
+def luminance(colour: str) -> float:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_tint_is_white_at_zero_signed_and_always_carries_black_text():
+    assert plots.tint(0.0, 3.0) == plots.tint(0.0, 0.0) == "#ffffff"
+    for value in (3.0, -3.0):
+        assert luminance(plots.tint(value / 2, 3.0)) > luminance(plots.tint(value, 3.0))
+        assert (luminance(plots.tint(value, 3.0)) + 0.05) / 0.05 >= 4.5
+    assert plots.tint(3.0, 3.0) != plots.tint(-3.0, 3.0)
+
+
+def test_matrix_links_stars_and_leaves_missing_pairs_empty(pair):
+    other = copy.deepcopy(pair)
+    other |= {"supported": "C", "patching": "D", "labels": {"supported": "µC", "patching": "µD"}}
+    text = plots.matrix([pair, other], [0.5, -1.0], "{:+.1f}", "Gain", [True, False]).data
+    assert 'href="../pairs/A-B.html" title="µA + µ&lt;B&gt;">+0.5*</a>' in text
+    assert ">-1.0</a>" in text and text.count("<td></td>") == 3  # the corner and two gaps
+    assert text.count('scope="row"') == text.count('scope="col"') == 2
+
+
+@pytest.mark.parametrize(("difference", "apart"), [(1.95, False), (1.97, True), (-1.97, True)])
+def test_told_apart_is_two_sided_at_five_per_cent(pair, difference, apart):
+    pair["sampling"] = {"difference": difference, "difference_stderr": 1.0}
+    assert plots.told_apart(pair) is apart

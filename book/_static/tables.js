@@ -1,0 +1,33 @@
+/* Tables of results can be sorted: a button in each header, first ascending, then descending. */
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll("table.dataframe")) {
+    if (table.tBodies[0]?.rows.length > 4) makeSortable(table);
+  }
+});
+
+function makeSortable(table) {
+  const headers = [...table.tHead.rows[0].cells];
+  headers.forEach((header, column) => {
+    const button = document.createElement("button");
+    button.append(...header.childNodes);
+    header.append(button);
+    button.addEventListener("click", () => {
+      const way = header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", way);
+      sortRows(table.tBodies[0], column, way === "ascending" ? 1 : -1);
+    });
+  });
+}
+
+function sortRows(body, column, sign) {
+  const shown = (row) => row.cells[column].textContent.trim();
+  const number = (row) => Number(shown(row).replace(/[<,%*\s]/g, "")); // "1,234", "< 0.01", "3 %"
+  const missing = (row) => shown(row) === "–"; // comes last either way
+  const numeric = [...body.rows].every((row) => missing(row) || !isNaN(number(row)));
+  const compare = numeric
+    ? (a, b) => number(a) - number(b)
+    : (a, b) => shown(a).localeCompare(shown(b), undefined, { numeric: true });
+  const rows = [...body.rows].sort((a, b) => missing(a) - missing(b) || sign * compare(a, b));
+  body.append(...rows);
+}

@@ -1,0 +1,65 @@
+/* The page "Trade-offs": picks alpha by the reader's rule and draws it. The data, and the same rules
+   in Python, are in notebooks/tradeoffs.md and paintlib/tradeoff.py. */
+document.addEventListener("DOMContentLoaded", async () => {
+  const controls = document.getElementById("tradeoffs");
+  if (!controls) return; // this script is loaded on every page
+  const data = JSON.parse(document.getElementById("tradeoffs-data").textContent);
+  const { pair, rule, weight, ceiling } = controls.elements;
+  pair.append(...data.pairs.map(({ id, name }) => new Option(name, id)));
+
+  const points = data.pairs.flatMap((p) => data.samples.map((alpha) => point(data, p, alpha)));
+  const average = data.samples.map((alpha) => mean(points.filter((p) => p.alpha === alpha)));
+  data.chart.datasets = { curves: [...points, ...average], picked: average };
+  const { view } = await vegaEmbed("#tradeoffs-chart", data.chart, { actions: false, renderer: "svg" });
+
+  function update() {
+    for (const slider of [weight, ceiling]) {
+      slider.labels[0].hidden = slider.name !== rule.value;
+      slider.labels[0].querySelector("output").value = slider.value + (slider === ceiling ? " %" : "");
+    }
+    const find = rule.value === "weight"
+      ? (p) => lightest(p, +weight.value)
+      : (p) => underCeiling(p, +ceiling.value / 100);
+    const picked = data.pairs.map((p) => point(data, p, data.alphas[find(p)]));
+    const chosen = [...picked, mean(picked)].find((p) => p.pair === pair.value);
+    const before = [...points, ...average].find((p) => p.pair === pair.value);
+    document.getElementById("tradeoffs-result").textContent = sentence(chosen, before);
+    view.signal("selected", pair.value).data("picked", [...picked, chosen]).runAsync();
+  }
+  controls.addEventListener("input", update);
+  controls.hidden = false;
+  update();
+});
+
+/* Indices into data.alphas; curves are relative to the loss at alpha 0, as in paintlib.tradeoff. */
+function lightest({ supported, patching }, weight) {
+  return lowest(supported.map((kept, i) => (1 - weight) * kept + weight * patching[i]));
+}
+
+function underCeiling({ supported, patching }, ceiling) {
+  return lowest(supported.map((kept, i) => (kept <= 1 + ceiling ? patching[i] : Infinity)));
+}
+
+const lowest = (values) => values.indexOf(Math.min(...values));
+
+/* What the tasks score at alpha; accuracies are known at the samples, with straight lines between. */
+function point({ samples }, { id, name, accuracy }, alpha) {
+  const right = Math.max(1, samples.findIndex((sample) => sample >= alpha));
+  const share = (alpha - samples[right - 1]) / (samples[right] - samples[right - 1]);
+  const [supported, patching] = accuracy.map((row) => row[right - 1] + share * (row[right] - row[right - 1]));
+  return { pair: id, name, alpha, supported, patching };
+}
+
+function mean(points) {
+  const of = (key) => points.reduce((sum, p) => sum + p[key], 0) / points.length;
+  const [alpha, supported, patching] = ["alpha", "supported", "patching"].map(of);
+  return { pair: "all", name: "mean of all pairs", alpha, supported, patching };
+}
+
+function sentence({ pair, alpha, supported, patching }, before) {
+  const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
+  const whose = pair === "all" ? "On average, each pair at its own α*: " : "";
+  return `${whose}α* = ${alpha.toFixed(3)}. Supported accuracy ${percent(supported)} ` +
+    `(zero-shot ${percent(before.supported)}), patching accuracy ${percent(patching)} ` +
+    `(zero-shot ${percent(before.patching)}).`;
+}
