@@ -15,7 +15,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   function update() {
     for (const slider of [weight, ceiling]) {
       slider.labels[0].hidden = slider.name !== rule.value;
-      slider.labels[0].querySelector("output").value = slider.value + (slider === ceiling ? " %" : "");
+      slider.labels[0].querySelector("b").textContent = slider.value + (slider === ceiling ? " %" : "");
     }
     const find = rule.value === "weight"
       ? (p) => lightest(p, +weight.value)
@@ -24,7 +24,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     const chosen = [...picked, mean(picked)].find((p) => p.pair === pair.value);
     const before = [...points, ...average].find((p) => p.pair === pair.value);
     document.getElementById("tradeoffs-result").textContent = sentence(chosen, before);
-    view.signal("selected", pair.value).data("picked", [...picked, chosen]).runAsync();
+    view.signal("selected", pair.value).data("picked", [...picked, chosen]).run();
   }
   controls.addEventListener("input", update);
   controls.hidden = false;
