@@ -19,8 +19,9 @@ def _copy_scripts(app: Sphinx, failure: Exception | None) -> None:
     if failure or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
-    vega = f"(() => {{{vl_convert.javascript_bundle(None)}}})();"  # a scope of its own for its names
-    (static / "vega.js").write_text(vega, encoding="utf-8")
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    scoped = f"(() => {{{vega}}})();"  # its short names would clash with those of Sphinx
+    (static / "vega.js").write_text(scoped, encoding="utf-8")
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline")
     source = Path(str(mathjax.locate_file("sphinx-mathjax-offline/static/mathjax/tex-svg.js")))
     (static / "mathjax.js").write_bytes(source.read_bytes())
