@@ -48,6 +48,13 @@ TWINS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencil
 TRAINING = [f"paintlib/{m}.py" for m in "experiment models pixels profiles steps training".split()]
 SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models pixels steps".split()]
 PAGE = [f"paintlib/{m}.py" for m in "experiment pages plots results".split()]
+REAL = ["paintlib/checkpoints.py", "paintlib/tasks/paper.py"]
+UPSTREAM = {*TRAINING, *SCORING, *(REAL if run.profile.real else TWINS)}
+
+
+def made_from(wildcards, input):
+    """Name the files whose digests a page keeps: all that git tracks, and what made the artifacts."""
+    return sorted(UPSTREAM | {file for file in input if not file.startswith("artifacts/")})
 
 
 def given_weights(patching):
@@ -246,6 +253,7 @@ rule pair:
         f"{R}/pairs/{{supported}}-{{patching}}.json",
     params:
         title=lambda w: f"{run.profile.label(w.supported)} + {run.profile.label(w.patching)}",
+        inputs=made_from,
     benchmark:
         f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     resources:
@@ -255,6 +263,7 @@ rule pair:
         "{PAINT} page --failures {A}/failed notebooks/pair.md {output[0]} --title '{params.title}'"
         " -p root {UP} {PAGE_RUN}"
         " -p supported {wildcards.supported} -p patching {wildcards.patching}"
+        " --inputs {params.inputs}"
 
 
 rule summary:
@@ -268,10 +277,13 @@ rule summary:
         source="notebooks/{summary}.md",
     output:
         f"{BOOK}/results/{{summary}}.ipynb",
+    params:
+        inputs=made_from,
     benchmark:
         f"{A}/benchmarks/page.{{summary}}.tsv"
     shell:
         "{PAINT} page --failures {A}/failed {input.source} {output} -p results {UP}/{R}"
+        " --inputs {params.inputs}"
 
 
 rule status:

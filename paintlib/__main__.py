@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--failures", default="failed", help="folder for tracebacks")
     page.add_argument("-p", dest="parameters", nargs=2, action="append", default=[],
                       metavar=("NAME", "VALUE"))  # fmt: skip
+    page.add_argument("--inputs", nargs="+", default=[], metavar="FILE",
+                      help="what the page is made from; it keeps their digests")  # fmt: skip
+    add("check", _check, "list the pages of the book whose inputs have changed since")
     add("status", _status, "collect times and versions for the status page")
     add("assemble", _assemble, "copy the prose beside the pages of a run", "target")
     return parser
@@ -142,7 +145,19 @@ def _page(options: argparse.Namespace) -> None:
         {name: _literal(value) for name, value in options.parameters},
         failures=Path(options.failures),
         title=options.title,
+        inputs=options.inputs,
     )
+
+
+def _check(options: argparse.Namespace) -> int:
+    from paintlib import freshness
+
+    pages = {file: freshness.read(file) for file in freshness.pages(_run(options).book)}
+    stale = {file: page for file, page in pages.items() if page.stale}
+    for file, page in stale.items():
+        print(f"{file}: {page}")
+    print(f"{len(stale)} of {len(pages)} pages are stale" + ("; `make book`" if stale else ""))
+    return int(bool(stale))
 
 
 def _literal(text: str) -> object:

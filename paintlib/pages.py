@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from paintlib import freshness
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -29,6 +31,7 @@ def execute(
     *,
     failures: Path,
     title: str | None = None,
+    inputs: Sequence[str] = (),
 ) -> None:
     """Run the notebook `source` and move it to `target` if nothing went wrong.
 
@@ -40,6 +43,8 @@ def execute(
         parameters: values for the cell tagged `parameters`.
         failures: folder that keeps the traceback and the half-run notebook of a failure.
         title: the page's heading, in place of the one in `source`.
+        inputs: the files that the page is made from, relative to the project's folder; the page
+            keeps their digests. Without any it has no record, and counts as stale.
 
     Raises:
         ValueError: a parameter is unknown to the notebook (its own are listed).
@@ -85,7 +90,10 @@ def execute(
             shutil.copy(done, report.with_suffix(".ipynb"))
             last = problem.strip().splitlines()[-1]
             raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
-        _write(_stable(executed), target)
+        page = _stable(executed)
+        if inputs:
+            page.metadata[freshness.KEY] = freshness.record(inputs)
+        _write(page, target)
 
 
 def assemble(
@@ -107,9 +115,10 @@ def assemble(
     if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
         shutil.copy(prose / "results" / "twins.ipynb", gallery)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
-    config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
-    (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     here = os.path.relpath(results, target)
+    config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
+    config["sphinx"]["config"]["paintlib_results"] = here
+    (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     for page in target.glob("*.md"):
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace("../results/micro/", f"{here}/"), encoding="utf-8")
