@@ -1,6 +1,8 @@
 # make book   the whole run, from training to the built book   (CORES=2 PROFILE=micro SEED=0)
 #             PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
 # make test   all tests
+# make check  the pages whose inputs have changed since they were made
+# make zip    the book in one archive that needs no server and no network
 # make bench  how much faster the solver is than PAINT's loop, and how fast CLIP ViT-B/32 runs here
 # make env    the environment in .venv, which both need
 # make lint   ruff and mypy
@@ -12,7 +14,7 @@ DATA ?= $(or $(PAINTLIB_DATA),data)
 FINETUNED ?= own
 BIN := .venv/bin
 
-.PHONY: book test bench env lint clean
+.PHONY: book test check zip bench env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -31,6 +33,15 @@ book: env
 
 test: env
 	$(BIN)/python -m pytest
+
+check: env
+	@$(BIN)/python -m paintlib check --profile $(PROFILE) --seed $(SEED) \
+	  --limit '$(LIMIT)' --tasks '$(TASKS)' --finetuned '$(FINETUNED)'
+
+zip: env
+	$(BIN)/jupyter-book build book --all -W -n --keep-going -q
+	cd book/_build && $(abspath $(BIN))/python -m zipfile -c paintlib-book.zip html
+	@echo "the book is in book/_build/paintlib-book.zip; unpack it and open html/index.html"
 
 bench: env
 	GOMP_SPINCOUNT=3000 $(BIN)/python benchmarks/solving.py

@@ -1,27 +1,131 @@
-"""Sphinx extension of the book: other packages' scripts, so that no page needs a network."""
+"""Sphinx extension of the book: what each page of the site gets beyond its text.
+
+Scripts that other packages hold are copied in, so that no page needs a network. A page whose inputs
+have changed says so at its top, figures get a link to their SVG, hidden code takes one row in place
+of one bar for each cell, and the foot of each page names the licence and the way to cite. What no
+page loads is left out of the site.
+"""
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
+import itertools
+import json
+import posixpath
+import shutil
 from pathlib import Path
+from typing import Any
 
+import sphinx_thebe
 import vl_convert
+from docutils import nodes
 from sphinx.application import Sphinx
+
+from paintlib import freshness
+
+UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
+    "_static/**/*.map",
+    "_static/locales",
+    "_static/vendor/fontawesome/webfonts/*.ttf",
+    "_static/sphinx-thebe.js",
+)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.connect("build-finished", _copy_scripts)
+    app.add_config_value("paintlib_results", "../results/micro", "html")
+    # sphinx-thebe runs code on a server; nobody uses it here, and its script comes from a network
+    for listener in list(itertools.chain(*app.events.listeners.values())):
+        if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
+            app.disconnect(listener.id)
+    app.connect("doctree-resolved", _mark_stale)
+    app.connect("doctree-resolved", _link_figures)
+    app.connect("doctree-resolved", _gather_code)
+    app.connect("html-page-context", _sign)
+    app.connect("build-finished", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _copy_scripts(app: Sphinx, failure: Exception | None) -> None:
+def _mark_stale(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    source = Path(app.env.doc2path(docname))
+    if source.suffix != ".ipynb":
+        return
+    page = freshness.read(source)
+    heading = next(iter(doctree.findall(nodes.title)), None)
+    if not page.stale or heading is None:
+        return
+    words = nodes.paragraph("", f"This page is stale: {page}. ")
+    words += [nodes.literal("", "make book"), nodes.Text(" makes it again.")]
+    mark = nodes.warning("", words, classes=["stale"])
+    heading.parent.insert(heading.parent.index(heading) + 1, mark)
+
+
+def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    if app.builder.format != "html":
+        return
+    folder = posixpath.dirname(docname) or "."
+    drawn = [image for image in doctree.findall(nodes.image) if image["uri"].endswith(".svg")]
+    for number, image in enumerate(drawn, 1):
+        file = app.env.images[image["uri"]][1]
+        href = posixpath.relpath(f"{app.builder.imagedir}/{file}", folder)
+        name = f"{posixpath.basename(docname)}-{number}.svg"
+        link = f'<p class="svg-link"><a href="{href}" download="{name}">SVG</a></p>'
+        image.parent.insert(image.parent.index(image) + 1, nodes.raw("", link, format="html"))
+
+
+def _gather_code(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
+    """Put the hidden code of cells that show nothing in one row with the next cell that does."""
+    for cell in list(doctree.findall(nodes.container)):
+        if cell.get("nb_element") != "cell_code":
+            continue
+        parent, at = cell.parent, cell.parent.index(cell)
+        row = parent[at - 1] if at else None
+        parent.remove(cell)
+        if not cell.children:
+            continue
+        if row is None or "code-row" not in row.get("classes", []) or _shows(row[-1]):
+            row = nodes.container(classes=["code-row"])
+            parent.insert(at, row)
+        row += cell
+
+
+def _shows(cell: nodes.Element) -> bool:
+    return any("cell_output" in part["classes"] for part in cell)
+
+
+def _sign(
+    app: Sphinx, pagename: str, _template: str, context: dict[str, Any], _doctree: object
+) -> None:
+    cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
+    sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
+    if seconds := _run_times(app).get(pagename):
+        sentences.insert(0, f"The notebook of this page took {seconds} s to run.")
+    context["theme_extra_footer"] += "<br>" + " ".join(sentences)
+
+
+def _run_times(app: Sphinx) -> dict[str, str]:
+    """Return the wall-clock seconds of the notebook behind each page."""
+    folders = {"pair": "pairs", "page": "results"}
+    file = Path(app.srcdir, app.config.paintlib_results, "timings.csv")
+    with file.open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["step"] in folders]
+    return {f"{folders[row['step']]}/{row['name']}": row["seconds"] for row in rows}
+
+
+def _complete(app: Sphinx, failure: Exception | None) -> None:
     if failure or app.builder.format != "html":
         return
-    static = Path(app.outdir, "_static")
+    site = Path(app.outdir)
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     scoped = f"(() => {{{vega}}})();"  # its short names would clash with those of Sphinx
-    (static / "vega.js").write_text(scoped, encoding="utf-8")
+    (site / "_static/vega.js").write_text(scoped, encoding="utf-8")
     mathjax = importlib.metadata.distribution("sphinx-mathjax-offline")
     source = Path(str(mathjax.locate_file("sphinx-mathjax-offline/static/mathjax/tex-svg.js")))
-    (static / "mathjax.js").write_bytes(source.read_bytes())
+    (site / "_static/mathjax.js").write_bytes(source.read_bytes())
+    for path in itertools.chain.from_iterable(site.glob(pattern) for pattern in UNUSED):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for notebook in site.glob("_sources/**/*.ipynb"):  # for download; nobody reads its layout
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        notebook.write_text(text, encoding="utf-8")

@@ -1,12 +1,18 @@
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 from torch import nn
 
 from paintlib import PairObjective, TaskLoss, WeightPath
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +51,46 @@ def pair():
     return build
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, as the system has it."""
+    names = ("google-chrome", "chromium", "chromium-browser")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is installed; on Debian: apt install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def book_html(tmp_path_factory):
+    """The site of the committed book, built beside the one that is there."""
+    return build_book(ROOT / "book", tmp_path_factory.mktemp("site"))
+
+
+def build_book(book: Path, output: Path) -> Path:
+    """Build a Jupyter Book as the workflow does, and return the folder of its pages."""
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(book), "--all",
+               "-W", "-n", "--keep-going", "-q", "--path-output", str(output)]  # fmt: skip
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return output / "_build" / "html"
+
+
 def copy_project(folder: Path) -> Path:
     """Copy what a clone has into `folder`, without anything that was run here since."""
-    root = Path(__file__).resolve().parent.parent
     unwanted = shutil.ignore_patterns("_build", "__pycache__", ".ipynb_checkpoints")
     for name in ("paintlib", "notebooks", "book", "results/micro", "results/bench"):
-        shutil.copytree(root / name, folder / name, ignore=unwanted, symlinks=True)
-    for name in ("Snakefile", "_config.yml", "_toc.yml"):
-        shutil.copy(root / name, folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted, symlinks=True)
+    for name in ("Snakefile", "_config.yml", "_toc.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, folder / name)
     return folder

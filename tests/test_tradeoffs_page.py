@@ -2,40 +2,15 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from paintlib.tradeoff import best_alpha, best_under_ceiling
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="session")
-def book_html(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("book")
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", ROOT / "book"]
-    subprocess.run(
-        [*command, "--path-output", folder, "-W", "-n", "--keep-going", "-q"], check=True
-    )
-    return folder / "_build" / "html"
-
-
-@pytest.fixture(scope="session")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""The built site, in a browser and file by file: no network, nothing broken, all readable."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
+PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN")  # all are alike
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+A4 = {"width": 718, "height": 1047}  # the printable part, at 96 dots an inch
+
+CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.width > 1 && box.right > innerWidth + 1;
+}).map(element => element.outerHTML.slice(0, 80))"""
+
+
+def pages_of(site: Path) -> list[Path]:
+    """Return all pages but most of the pairs."""
+    pages = (page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts)
+    return [page for page in pages if page.parent.name != "pairs" or page.stem in PAIRS]
+
+
+def faults(browser, files: Iterable[Path]) -> dict[Path, list[str]]:
+    """Return what a browser finds wrong with pages, for those with a fault."""
+    found = {}
+    seen = []
+    page = browser.new_page(color_scheme="light")  # one for all: it keeps the scripts it has read
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:"))
+            else seen.append(f"asks the network for {r.url}"))  # fmt: skip
+    page.on("requestfailed", lambda r: seen.append(f"cannot load {r.url}"))
+    page.on("console", lambda m: m.type in ("error", "warning") and seen.append(f"says {m.text}"))
+    page.on("pageerror", lambda error: seen.append(f"raises {error}"))
+    for file in files:
+        page.set_viewport_size(DESK)
+        page.goto(file.as_uri())
+        page.evaluate("window.MathJax?.startup?.promise")
+        page.add_style_tag(content="* {transition: none !important; animation: none !important}")
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        for theme in ("light", "dark"):
+            page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+            seen += [f"is faint in the {theme} theme: {text}" for text in page.evaluate(CONTRAST)]
+        page.set_viewport_size(PHONE)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > PHONE["width"]:
+            seen.append(f"scrolls sideways on a phone, {width} px")
+        if seen:
+            found[file] = seen.copy()
+            seen.clear()
+    page.close()
+    return found
+
+
+def parsed(site: Path) -> dict[Path, BeautifulSoup]:
+    """Return all pages of a site."""
+    pages = (page for page in site.rglob("*.html") if "_static" not in page.parts)
+    return {page: BeautifulSoup(page.read_bytes(), "html.parser") for page in pages}
+
+
+def broken(soups: dict[Path, BeautifulSoup]) -> Iterator[str]:
+    """Yield the links, files and anchors that a page names and that are not there."""
+    anchors = {page: {tag["id"] for tag in soup.find_all(id=True)} for page, soup in soups.items()}
+    for page, soup in soups.items():
+        for tag in soup.find_all(["a", "img", "link", "script"]):
+            address = urlsplit(tag.get("href") or tag.get("src") or "")
+            if address.scheme or address.netloc:
+                continue
+            target = (page.parent / unquote(address.path)).resolve() if address.path else page
+            if not target.is_file():
+                yield f"{page.name}: no file {address.path}"
+            elif address.fragment and unquote(address.fragment) not in anchors.get(target, ()):
+                yield f"{page.name}: no anchor {address.geturl()}"
+
+
+def nameless_images(soups: dict[Path, BeautifulSoup]) -> Iterator[str]:
+    """Yield the images without a text for those who cannot see them."""
+    for page, soup in soups.items():
+        for image in soup.find_all("img"):
+            if not image.get("alt", "").strip():
+                yield f"{page.name}: {image.get('src')}"
+
+
+@pytest.fixture(scope="module")
+def soups(book_html):
+    return parsed(book_html)
+
+
+def test_pages_are_whole_in_a_browser_without_a_network(browser, book_html):
+    pages = pages_of(book_html)
+    assert len(pages) > len(PAIRS) + 20
+    assert not faults(browser, pages)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<script src='https://example.org/x.js'></script>", "asks the network for"),
+        ("<img src='none.png' alt='none'>", "cannot load"),
+        ("<script>console.warn('careful')</script>", "says careful"),
+        ("<script>undefined.x</script>", "raises"),
+        ("<p style='width: 400px'>wide</p>", "scrolls sideways on a phone"),
+        ("<p style='color: #777'>grey</p>", "is faint in the light theme"),
+        ("<details><p style='color: #777'>grey</p></details>", "is faint in the light theme"),
+        ("<style>[data-theme=dark] body {background: #222}</style>x", "is faint in the dark theme"),
+        ("<p style='color: #666'>dark enough</p><h1 style='color: #888'>large</h1>", None),
+    ],
+)
+def test_fault_of_a_page_is_found(browser, tmp_path, body, fault):
+    page = tmp_path / "page.html"
+    start = "<!doctype html><meta name=viewport content='width=device-width'><body>"
+    page.write_text(start + body, encoding="utf-8")
+    found = faults(browser, [page]).get(page, [])
+    assert any(text.startswith(fault) for text in found) if fault else not found, found
+
+
+def test_links_and_images_of_all_pages(soups):
+    assert not list(broken(soups))
+    assert not list(nameless_images(soups))
+
+
+def test_broken_link_and_nameless_image_are_found(tmp_path):
+    (tmp_path / "b.html").write_text("<h1 id='here'>b</h1>", encoding="utf-8")
+    (tmp_path / "a.html").write_text(
+        "<a href='c.html'>c</a><a href='b.html#here'>b</a><a href='b.html#there'>b</a>"
+        "<a href='https://example.org'>out</a><img src='b.html' alt=' '>",
+        encoding="utf-8",
+    )
+    pages = parsed(tmp_path)
+    assert list(broken(pages)) == ["a.html: no file c.html", "a.html: no anchor b.html#there"]
+    assert list(nameless_images(pages)) == ["a.html: b.html"]
+
+
+def test_formulas_and_search_work_from_the_file_system(browser, book_html):
+    page = browser.new_page()
+    page.goto((book_html / "chapters/solver.html").as_uri())
+    page.wait_for_selector("mjx-container svg")
+    assert page.locator("mjx-merror").count() == 0
+    page.goto((book_html / "search.html").as_uri() + "?q=quintic")
+    page.wait_for_selector("#search-results li a")
+    page.close()
+
+
+def test_every_drawn_figure_can_be_downloaded(soups):
+    figures = [(page, image) for page, soup in soups.items()
+               for image in soup.select("article img[src$='.svg']")]  # fmt: skip
+    assert len(figures) > 80
+    for page, image in figures:
+        link = image.find_next("a", download=True)
+        assert link["href"] == image["src"] and link["download"].endswith(".svg"), page
+
+
+def test_pages_carry_notebook_licence_and_citation(soups):
+    for page, soup in soups.items():
+        footer = soup.select_one(".extra_footer")
+        assert "MIT" in footer.text and footer.a["href"].endswith("#how-to-cite"), page
+        if page.parent.name in ("pairs", "results"):
+            notebook = soup.select_one("a.btn-download-source-button[href$='.ipynb']")["href"]
+            assert (page.parent / notebook).is_file()
+            assert "Provenance of" in soup.article.text, page
+            assert "commit" in soup.article.text and "device" in soup.article.text, page
+
+
+def test_what_paper_cuts_off_is_found(browser):
+    page = browser.new_page(viewport=A4)
+    page.set_content("<article><p>text</p><pre style='width: 800px'>wide</pre></article>")
+    assert page.evaluate(CUT_OFF) == ['<pre style="width: 800px">wide</pre>']
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["index", "chapters/solver", "results/table1"])
+def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, name):
+    page = browser.new_page(viewport=A4)
+    page.goto((book_html / f"{name}.html").as_uri())
+    page.evaluate("window.MathJax?.startup?.promise")
+    page.emulate_media(media="print")
+    for part in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", "summary"):
+        assert not any(piece.is_visible() for piece in page.locator(part).all()), part
+    assert not page.evaluate(CUT_OFF)
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth)")
+    pdf = page.pdf(format="A4", margin=dict.fromkeys(("left", "right", "top", "bottom"), "1cm"))
+    assert len(re.findall(rb"/Type /Page\b", pdf)) >= 2
+    page.close()
+
+
+def test_site_is_small(book_html):
+    assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 25e6
