@@ -20,7 +20,7 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
 A, R, BOOK = run.artifacts, run.results, run.book
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
 SUMMARIES = "explore claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
-SHOWN = [str(run.pictures), *[str(run.strip(task)) for task in run.profile.tasks]]
+SHOWN = [str(run.pictures), *[str(run.strip_of(task)) for task in run.profile.tasks]]
 FURTHER = {  # what these pages read beyond the pairs
     "explore": ["paintlib/gallery.py", SHOWN, [str(run.predictions(t)) for t in run.profile.patching]],
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],

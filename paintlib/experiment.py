@@ -166,7 +166,7 @@ class Run:
         """Return the file about the test images that a page shows."""
         return self.results / "pictures" / "tasks.json"
 
-    def strip(self, task: str) -> Path:
+    def strip_of(self, task: str) -> Path:
         """Return the file of a task's shown images: photographs are packed harder than twins."""
         kind = "jpg" if self.profile.real else "png"
         return self.pictures.with_name(f"{self._task(task)}.{kind}")

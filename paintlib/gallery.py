@@ -45,7 +45,7 @@ def write_pictures(run: Run) -> None:
     tasks: dict[str, Any] = {}
     for task in run.profile.tasks:
         images, labels, where = _shown(run, task)
-        strip = run.strip(task)
+        strip = run.strip_of(task)
         _write_strip(strip, V.resize(images, [_SIDE, _SIDE]) if run.profile.real else images)
         tasks[task] = {
             "strip": strip.name,

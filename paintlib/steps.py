@@ -365,7 +365,7 @@ def sample_curves(run: Run, patching: str) -> None:
 
 
 def describe(run: Run) -> None:
-    """Write what the pages need beyond the pairs: `run.json`, and a few test images of each task."""
+    """Write what the pages need beyond the pairs: `run.json` and a few test images a task."""
     gallery.write_pictures(run)
     profile = run.profile
     weights, metadata = models.load(run.zero_shot)

@@ -95,6 +95,7 @@ def test_steps_meet_in_a_pair(run, data):
         prepared(run, data, task)
     some = dataclasses.replace(run, profile=run.profile.only(["CIFAR10", "STL10", "DTD"]))
     steps.finetune(some, "DTD")
+    steps.score_baseline(some)
     steps.sample_curves(some, "DTD")
     steps.describe(some)
     pair = some.open_pair("CIFAR10", "DTD")
@@ -111,10 +112,9 @@ def test_steps_meet_in_a_pair(run, data):
     assert "train" not in described["tasks"]["CIFAR10"]["images"]
     shown = gallery.read(some.results)
     assert len(shown["predictions"]["DTD"]["STL10"]["classes"]) == 6
-    assert (
-        shown["pictures"]["DTD"]["classnames"] == results.read_json(run.images("DTD"))["classnames"]
-    )
-    assert Image.open(some.strip("DTD")).size == (6 * 64, 64)
+    assert len(shown["pictures"]["DTD"]["classnames"]) == 47
+    with Image.open(some.strip_of("DTD")) as strip:
+        assert strip.size == (6 * 64, 64)
     with pytest.raises(ValueError, match="never trains on CIFAR10: its train images"):
         some.load_split("CIFAR10", "train")
 
