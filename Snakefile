@@ -19,8 +19,10 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
     steps.check_inputs(run, Path(os.environ.get("PAINTLIB_DATA", "data")))
 A, R, BOOK = run.artifacts, run.results, run.book
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
-SUMMARIES = "claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
+SUMMARIES = "explore claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
+SHOWN = [str(run.pictures), *[str(run.strip_of(task)) for task in run.profile.tasks]]
 FURTHER = {  # what these pages read beyond the pairs
+    "explore": ["paintlib/gallery.py", SHOWN, [str(run.predictions(t)) for t in run.profile.patching]],
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
     "speed": sorted(map(str, Path("results/bench").glob("*.json"))),
     "tradeoffs": ["paintlib/tradeoff.py"],
@@ -174,11 +176,13 @@ else:
 
 rule describe:
     input:
+        "paintlib/gallery.py",
         f"{A}/zero_shot.safetensors",
         HEADS,
         IMAGES,
     output:
         f"{R}/run.json",
+        SHOWN,
     params:
         tasks=",".join(TASKS),  # a run of other tasks is another description
     shell:
@@ -224,12 +228,14 @@ rule baseline:
 rule curves:
     input:
         SCORING,
+        "paintlib/gallery.py",
         f"{A}/fine_tuned/{{patching}}.safetensors",
         f"{A}/baseline/{{patching}}.safetensors",
         BASELINE[: len(SUPPORTED)],
     output:
         f"{A}/curves/{{patching}}.json",
         f"{A}/curves/{{patching}}.safetensors",
+        f"{R}/predictions/{{patching}}.json",
     params:
         supported=",".join(SUPPORTED),
     benchmark:

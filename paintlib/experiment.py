@@ -161,6 +161,20 @@ class Run:
         """Return the file of the losses of single images behind those curves."""
         return self.artifacts / "curves" / f"{self._task(patching)}.safetensors"
 
+    @property
+    def pictures(self) -> Path:
+        """Return the file about the test images that a page shows."""
+        return self.results / "pictures" / "tasks.json"
+
+    def strip_of(self, task: str) -> Path:
+        """Return the file of a task's shown images: photographs are packed harder than twins."""
+        kind = "jpg" if self.profile.real else "png"
+        return self.pictures.with_name(f"{self._task(task)}.{kind}")
+
+    def predictions(self, patching: str) -> Path:
+        """Return the file of what the shown images are taken for along the path to a task."""
+        return self.results / "predictions" / f"{self._task(patching)}.json"
+
     def pair(self, supported: str, patching: str) -> Path:
         """Return the results file of a pair."""
         return self.results / "pairs" / f"{supported}-{patching}.json"

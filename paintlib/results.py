@@ -8,6 +8,7 @@ import importlib.resources
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +72,13 @@ def read_pairs(folder: Path | str) -> list[dict[str, Any]]:
     return records
 
 
-def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
+def write_json(path: Path | str, content: Mapping[str, Any], *, flat: bool = False) -> None:
     """Write JSON, whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        content: an object.
+        flat: put each list of numbers on one line, for files that hold thousands.
 
     Raises:
         ValueError: a number is not finite.
@@ -82,6 +88,8 @@ def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        if flat:
+            text = re.sub(r"\[\n[-+.,\de\s]+\]", lambda numbers: "".join(numbers[0].split()), text)
         part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, path)
     finally:

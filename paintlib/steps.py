@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paintlib import checkpoints, metrics, models, pixels, results, training
+from paintlib import checkpoints, gallery, metrics, models, pixels, results, training
 from paintlib.experiment import Run, plain, use_threads
 from paintlib.losses import Score
 from paintlib.profiles import ALPHAS, SmallClip
@@ -337,6 +337,7 @@ def sample_curves(run: Run, patching: str) -> None:
             score, each = losses[task].evaluate()
             scores[task].append(score)
             by_image[task].append(torch.from_numpy(each))
+    gallery.write_predictions(run, visual, path, patching)
     path.set_(visual, 1.0)
     for task in tqdm(tasks, "test images, fine-tuned", **_BAR):
         score = run.task_loss(visual, task, "test", run.half).score()
@@ -364,7 +365,8 @@ def sample_curves(run: Run, patching: str) -> None:
 
 
 def describe(run: Run) -> None:
-    """Write `run.json`: what the pages need to know about the run beyond its pairs."""
+    """Write what the pages need beyond the pairs: `run.json` and a few test images a task."""
+    gallery.write_pictures(run)
     profile = run.profile
     weights, metadata = models.load(run.zero_shot)
     tasks: dict[str, Any] = {}

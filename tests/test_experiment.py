@@ -1,12 +1,16 @@
+import base64
 import dataclasses
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from paintlib import models, results, steps
+from paintlib import gallery, models, results, steps
 from paintlib.__main__ import main
 from paintlib.experiment import Run
-from paintlib.profiles import PROFILES
+from paintlib.profiles import ALPHAS, PROFILES
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -64,7 +68,7 @@ def tiny(tmp_path_factory):
         test_images=40,
     )
     run = Run(profile, 0, tmp_path_factory.mktemp("tiny"))
-    for step in (steps.render, steps.pretrain):
+    for step in (steps.render, steps.caption, steps.pretrain, steps.score_baseline):
         step(run)
     steps.finetune(run, "MNIST")
     steps.sample_curves(run, "MNIST")
@@ -95,7 +99,7 @@ def test_steps_meet_in_a_pair(tiny):
 
 def test_steps_are_repeatable_to_the_bit(tiny, tmp_path):
     again = Run(tiny.profile, 0, tmp_path)
-    for step in (steps.render, steps.pretrain):
+    for step in (steps.render, steps.caption, steps.pretrain, steps.score_baseline):
         step(again)
     steps.finetune(again, "MNIST")
     steps.sample_curves(again, "MNIST")
@@ -138,3 +142,34 @@ def test_splits_are_those_of_the_profile(tiny):
     sizes = [len(tiny.load_split("MNIST", s).labels) for s in ("train", "validation", "test")]
     assert sizes == [64, 50, 40]
     assert tiny.load_split("MNIST", "test").images.dtype == torch.uint8
+
+
+def test_shown_pictures_are_spread_over_the_test_set(tiny):
+    assert gallery.positions(12) == list(range(12)) and gallery.positions(5) == list(range(5))
+    assert gallery.positions(1000)[0] == 41 and gallery.positions(1000)[-1] == 958
+    shown = gallery.read(tiny.results)["pictures"]
+    assert list(shown) == ["CIFAR10", "MNIST"]
+    for task, described in shown.items():
+        split, where = tiny.load_split(task, "test"), gallery.positions(40)
+        assert described["positions"] == where
+        assert described["labels"] == split.labels[where].tolist()
+        data = base64.b64decode(described["strip"].removeprefix("data:image/png;base64,"))
+        strip = np.asarray(Image.open(io.BytesIO(data)))
+        for i, image in enumerate(split.images[where]):
+            assert (strip[:, 32 * i : 32 * (i + 1)] == image.permute(1, 2, 0).numpy()).all()
+
+
+def test_predictions_of_the_pictures_are_the_model_s(tiny):
+    predicted = gallery.read(tiny.results)["predictions"]["MNIST"]
+    visual, path = tiny.empty_tower(), tiny.path("MNIST")
+    for task in ("CIFAR10", "MNIST"):
+        images = tiny.load_split(task, "test").images[gallery.positions(40)]
+        for i in (0, 7, 20):
+            path.set_(visual, ALPHAS[i])
+            logits = models.classifier(visual, tiny.head(task), tiny.profile.pixels)(images)
+            likely = logits.detach().double().softmax(1)
+            classes = np.array(predicted[task]["classes"])[:, :, i]
+            shares = np.array(predicted[task]["probabilities"])[:, :, i]
+            np.testing.assert_array_equal(classes[:, 0], likely.argmax(1))
+            np.testing.assert_allclose(shares, likely.gather(1, torch.tensor(classes)), atol=5.1e-5)
+            assert (np.diff(shares) <= 0).all()

@@ -20,8 +20,9 @@ import pytest
 import torch
 import trees
 from conftest import copy_project
+from PIL import Image
 
-from paintlib import checkpoints, experiment, models, results, steps, training
+from paintlib import checkpoints, experiment, gallery, models, results, steps, training
 from paintlib.__main__ import main
 from paintlib.experiment import Run
 from paintlib.profiles import PROFILES
@@ -94,6 +95,7 @@ def test_steps_meet_in_a_pair(run, data):
         prepared(run, data, task)
     some = dataclasses.replace(run, profile=run.profile.only(["CIFAR10", "STL10", "DTD"]))
     steps.finetune(some, "DTD")
+    steps.score_baseline(some)
     steps.sample_curves(some, "DTD")
     steps.describe(some)
     pair = some.open_pair("CIFAR10", "DTD")
@@ -108,6 +110,11 @@ def test_steps_meet_in_a_pair(run, data):
     assert described["limit"] == 6 and described["weights"] == "random"
     assert described["tasks"]["DTD"]["classes"] == 47
     assert "train" not in described["tasks"]["CIFAR10"]["images"]
+    shown = gallery.read(some.results)
+    assert len(shown["predictions"]["DTD"]["STL10"]["classes"]) == 6
+    assert len(shown["pictures"]["DTD"]["classnames"]) == 47
+    with Image.open(some.strip_of("DTD")) as strip:
+        assert strip.size == (6 * 64, 64)
     with pytest.raises(ValueError, match="never trains on CIFAR10: its train images"):
         some.load_split("CIFAR10", "train")
 

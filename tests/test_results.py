@@ -44,6 +44,14 @@ def test_record_survives_the_disk(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["CIFAR10-GTSRB.json"]
 
 
+def test_flat_json_holds_the_same_with_a_list_of_numbers_on_a_line(tmp_path):
+    content = {"rows": [[0.5, -1e-05], [3, 4]], "words": ["[1, 2]", "a"], "empty": []}
+    results.write_json(tmp_path / "flat.json", content, flat=True)
+    assert results.read_json(tmp_path / "flat.json") == content
+    lines = (tmp_path / "flat.json").read_text(encoding="utf-8").splitlines()
+    assert "  [0.5,-1e-05]," in lines and '  "[1, 2]",' in lines
+
+
 def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "p.json"
     results.write_pair(path, RECORD)

@@ -46,7 +46,7 @@ def project(tmp_path_factory):
 
 def test_run_shows_progress_and_prints_the_path_of_the_book(project):
     folder, output = project
-    assert re.search(r"\d+:\d\d  step 29 of 29 done \(book\)", output)
+    assert re.search(r"\d+:\d\d  step 30 of 30 done \(book\)", output)
     index = re.search(r"the book is at (\S+)$", output.strip())[1]
     assert Path(index) == folder / "artifacts/smoke/book/_build/html/index.html"
     assert Path(index).stat().st_size > 5000
@@ -122,7 +122,7 @@ def test_smoke_pages_are_reproduced_by_nbval(project):
     folder, _ = project
     pages = sorted((folder / "artifacts/smoke/book").glob("*/*.ipynb"))
     pages = [p for p in pages if p.parent.name in ("pairs", "results")]
-    assert len(pages) == 18
+    assert len(pages) == 19
     done = call(folder, "pytest", "--nbval", "-q", "-p", "no:cacheprovider", *map(str, pages))
     assert done.returncode == 0, done.stdout[-4000:]
 
