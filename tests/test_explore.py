@@ -1,43 +1,14 @@
 """The page `explore` in a browser: what it shows is what the results files hold."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "micro"
 ALPHAS = [round(0.05 * i, 2) for i in range(21)]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, as the system has it."""
-    names = ("google-chrome", "chromium", "chromium-browser")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(names)} is installed; on Debian: apt install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
-def book_html(tmp_path_factory):
-    """The site of the committed book, built beside the one that is there."""
-    output = tmp_path_factory.mktemp("site")
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT / "book"),
-               "-q", "--path-output", str(output)]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-    return output / "_build" / "html"
 
 
 @pytest.fixture
