@@ -83,7 +83,7 @@ def check(page, supported, patching, alpha, losses=None, tested=None):
             shares = [100 * rank[near] for rank in predicted["probabilities"][i]]
             right += names[0] == truth
             assert figure.get_by_role("img").get_attribute("aria-label").endswith(f": {truth}")
-            verdict = "✓ right" if names[0] == truth else "✗ wrong"
+            verdict = "✓\xa0right" if names[0] == truth else "✗\xa0wrong"
             assert figure.locator("figcaption").text_content() == f"{truth}: {verdict}"
             assert figure.locator("li :first-child").all_text_contents() == names
             seen = figure.locator("li :last-child").all_text_contents()
@@ -109,14 +109,14 @@ def test_slider_moves_everything_by_the_keyboard(explore, pair):
 
 
 def test_buttons_go_to_the_answers(explore):
-    page = explore("#supported=CIFAR10&patching=SVHN&alpha=0")
-    record = read("pairs/CIFAR10-SVHN.json")
+    page = explore("#supported=CIFAR10&patching=GTSRB&alpha=0")
+    record = read("pairs/CIFAR10-GTSRB.json")
     for name in ("quintic", "exhaustive"):
         page.get_by_role("button", name=name).press("Enter")
         found = record["solutions"][name]
         losses = next(row[2] for row in found["trace"] if row[0] == found["alpha"])
         tested = [record["test"][name][role]["accuracy"] for role in ("supported", "patching")]
-        check(page, "CIFAR10", "SVHN", found["alpha"], losses, tested)
+        check(page, "CIFAR10", "GTSRB", found["alpha"], losses, tested)
         assert page.get_by_role("button", pressed=True).text_content().strip("■● ") == name
         assert f"the {name}" in page.get_by_role("status").text_content()
         assert page.url.endswith(f"alpha={name}")

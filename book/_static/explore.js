@@ -84,7 +84,7 @@ document.addEventListener("DOMContentLoaded", async () => {
       const hit = classes[i][0][near] === labels[i];
       right += hit;
       figure.className = hit ? "right" : "wrong";
-      figure.querySelector("figcaption").textContent = `${classnames[labels[i]]}: ${hit ? "✓ right" : "✗ wrong"}`;
+      figure.querySelector("figcaption").textContent = `${classnames[labels[i]]}: ${hit ? "✓\u00a0right" : "✗\u00a0wrong"}`;
       figure.querySelector("ol").replaceChildren(...classes[i].map((rank, k) => {
         const share = probabilities[i][k][near];
         const name = element(rank[near] === labels[i] ? "b" : "span", {}, classnames[rank[near]]);
