@@ -39,6 +39,7 @@ check: env
 	  --limit '$(LIMIT)' --tasks '$(TASKS)' --finetuned '$(FINETUNED)'
 
 zip: env
+	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))
 	$(BIN)/jupyter-book build book --all -W -n --keep-going -q
 	cd book/_build && $(abspath $(BIN))/python -m zipfile -c paintlib-book.zip html
 	@echo "the book is in book/_build/paintlib-book.zip; unpack it and open html/index.html"

@@ -18,22 +18,23 @@ run = Run.of(
 if workflow.is_main_process:  # not in the jobs that a cluster starts
     steps.check_inputs(run, Path(os.environ.get("PAINTLIB_DATA", "data")))
 A, R, BOOK = run.artifacts, run.results, run.book
+SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
 SUMMARIES = "explore claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
 SHOWN = [str(run.pictures), *[str(run.strip_of(task)) for task in run.profile.tasks]]
 FURTHER = {  # what these pages read beyond the pairs
-    "explore": ["paintlib/gallery.py", SHOWN, [str(run.predictions(t)) for t in run.profile.patching]],
+    "explore": ["paintlib/gallery.py", *SHOWN, *(str(run.predictions(t)) for t in PATCHING)],
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
     "speed": sorted(map(str, Path("results/bench").glob("*.json"))),
     "tradeoffs": ["paintlib/tradeoff.py"],
     "runbook": ["paintlib/cost.py", *sorted(map(str, Path("results/bench").glob("*.json")))],
 }
 SUMMARIES += [] if run.profile.real else ["twins"]
-PROSE = [*map(str, [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md")]), "_config.yml"]
-SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
+PROSE = [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md"), *Path("book/_static").iterdir()]
+PROSE = [*map(str, PROSE), "_config.yml", "paintlib/site.py", "paintlib/freshness.py"]
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.zero_shot_head(task)) for task in TASKS]
-BASELINE = [str(run.baseline(task)) for task in TASKS]
+BASELINE = [str(run.baseline(task)) for task in SUPPORTED]
 
 GPU = int(run.profile.real)  # of each step that computes with the model
 # measured peaks of the steps on a CPU, rounded up; of ViT-B/32, and of any other step and profile
@@ -46,11 +47,11 @@ CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
 RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")
 PAGE_RUN = f"-p profile {run.profile.name} -p seed {run.seed} -p limit {run.profile.limit}"
 PAGE_RUN += f" -p finetuned {run.source}"
-TWINS = [f"paintlib/tasks/{m}.py" for m in "canvas figures micro scenery stencils textures".split()]
+TWINS = [f"paintlib/tasks/{m}.py" for m in "__init__ canvas figures micro scenery stencils textures".split()]
 TRAINING = [f"paintlib/{m}.py" for m in "experiment models pixels profiles steps training".split()]
 SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models pixels steps".split()]
 PAGE = [f"paintlib/{m}.py" for m in "experiment pages plots results".split()]
-REAL = ["paintlib/checkpoints.py", "paintlib/tasks/paper.py"]
+REAL = ["paintlib/checkpoints.py", "paintlib/tasks/__init__.py", "paintlib/tasks/paper.py"]
 UPSTREAM = {*TRAINING, *SCORING, *(REAL if run.profile.real else TWINS)}
 
 
@@ -119,6 +120,7 @@ if run.profile.real:
     rule head:
         input:
             "paintlib/models.py",
+            "paintlib/tasks/__init__.py",
             f"{A}/text_tower.safetensors",
             f"{A}/tasks/{{task}}.json",
         output:
@@ -211,18 +213,18 @@ rule baseline:
     input:
         SCORING,
         f"{A}/zero_shot.safetensors",
-        HEADS,
-        IMAGES,
+        f"{A}/heads/{{supported}}.safetensors",
+        lambda w: run.images(w.supported),
     output:
-        BASELINE,
+        f"{A}/baseline/{{supported}}.safetensors",
     benchmark:
-        f"{A}/benchmarks/baseline.tsv"
+        f"{A}/benchmarks/baseline.{{supported}}.tsv"
     priority: 1  # all curves wait for it
     resources:
         gpu=GPU,
         mem_mb=MEMORY.get("baseline", SMALL),
     shell:
-        "{PAINT} baseline {RUN}"
+        "{PAINT} baseline {RUN} {wildcards.supported}"
 
 
 rule curves:
@@ -230,8 +232,7 @@ rule curves:
         SCORING,
         "paintlib/gallery.py",
         f"{A}/fine_tuned/{{patching}}.safetensors",
-        f"{A}/baseline/{{patching}}.safetensors",
-        BASELINE[: len(SUPPORTED)],
+        BASELINE,
     output:
         f"{A}/curves/{{patching}}.json",
         f"{A}/curves/{{patching}}.safetensors",

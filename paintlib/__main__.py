@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         "fine-tune on a patching task",
         "task",
     )
-    add("baseline", lambda o: _steps().score_baseline(_run(o)), "score the zero-shot weights")
+    add(
+        "baseline",
+        lambda o: _steps().score_baseline(_run(o), o.task),
+        "score the zero-shot weights on a supported task",
+        "task",
+    )
     add(
         "curves",
         lambda o: _steps().sample_curves(_run(o), o.task),
@@ -152,7 +157,10 @@ def _page(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from paintlib import freshness
 
-    pages = {file: freshness.read(file) for file in freshness.pages(_run(options).book)}
+    book = _run(options).book
+    pages = {file: freshness.read(file) for file in freshness.pages(book)}
+    if not pages:
+        raise ValueError(f"{book} has no page; `make book` makes them")
     stale = {file: page for file, page in pages.items() if page.stale}
     for file, page in stale.items():
         print(f"{file}: {page}")

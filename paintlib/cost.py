@@ -156,7 +156,7 @@ def steps(
         patching: patching tasks, each paired with every supported one.
         iterations: of one fine-tuning.
         batch_size: pictures of one iteration.
-        alphas: samples of a curve, both ends included; the first is shared by all paths.
+        alphas: samples of a curve, both ends included; supported tasks share the first.
         fresh: alphas that a pair evaluates on validation pictures beyond those samples, on average.
     """
     tasks = {name: DATA_SETS[name] for name in (*supported, *patching)}
@@ -175,11 +175,16 @@ def steps(
         "head": Work(len(tasks), prompts=sum(data.prompts for data in tasks.values())),
         "finetune": Work(len(patching), training=len(patching) * iterations * batch_size),
         "baseline": Work(
-            1,
-            forward=sum(data.validation + data.test for data in tasks.values()),
+            len(supported),
+            forward=sum(s.validation + s.test for s in kept),
             training=sum(s.validation for s in kept),
         ),
-        "curves": Work(len(patching), forward=(alphas - 1) * chosen + reported),
+        "curves": Work(
+            len(patching),
+            forward=(alphas - 1) * chosen
+            + reported
+            + sum(tasks[p].validation + tasks[p].test for p in patching),
+        ),
         "pair": Work(
             len(pairs),
             forward=sum(

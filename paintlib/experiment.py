@@ -150,7 +150,7 @@ class Run:
         return self.artifacts / "fine_tuned" / f"{self._task(patching)}.safetensors"
 
     def baseline(self, task: str) -> Path:
-        """Return the file of a task's losses and gradient at the zero-shot weights."""
+        """Return the file of a supported task's losses and gradient at the zero-shot weights."""
         return self.artifacts / "baseline" / f"{self._task(task)}.safetensors"
 
     def curves(self, patching: str) -> Path:

@@ -6,6 +6,7 @@ A page carries the digests of its inputs in its notebook metadata; nothing of th
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -48,7 +49,8 @@ def digest(file: Path) -> str:
     """
     content = file.read_bytes()
     if file.suffix == ".py":
-        content = _meaning(ast.parse(content)).encode()
+        with contextlib.suppress(SyntaxError):  # half-written code counts by its bytes
+            content = _meaning(ast.parse(content)).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 

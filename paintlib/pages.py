@@ -50,6 +50,7 @@ def execute(
         ValueError: a parameter is unknown to the notebook (its own are listed).
         RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
     """
+    record = freshness.record(inputs) if inputs else None  # of the files as they are now
     notebook = jupytext.read(source)
     notebook.metadata = NotebookNode(kernelspec=KERNEL)
     if title:
@@ -91,8 +92,8 @@ def execute(
             last = problem.strip().splitlines()[-1]
             raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
         page = _stable(executed)
-        if inputs:
-            page.metadata[freshness.KEY] = freshness.record(inputs)
+        if record:
+            page.metadata[freshness.KEY] = record
         _write(page, target)
 
 

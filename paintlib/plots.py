@@ -21,6 +21,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
@@ -161,7 +162,7 @@ def legend_below(*axes: Axes, columns: int = 2) -> None:
 
 
 def drawn(fig: Figure) -> pd.DataFrame:
-    """Return what `fig` draws, one row for each point of a line and each corner of a box.
+    """Return what `fig` draws, one row for each point of a line or range and each corner of a box.
 
     Columns are the panel (its title or number), the series (its label), and two named like the
     axes; a coordinate that is not in data units, as the heights of a vertical line, is NaN.
@@ -170,8 +171,11 @@ def drawn(fig: Figure) -> pd.DataFrame:
     for number, ax in enumerate(fig.axes, start=1):
         panel = ax.get_title().replace("\n", " ") or str(number)
         boxes = [box for box in ax.patches if isinstance(box, Rectangle)]
-        corners = [(box.get_corners()[::2], box) for box in boxes]
-        for points, artist in [(line.get_xydata(), line) for line in ax.lines] + corners:
+        found: list[tuple[ArrayLike, Artist]] = [(line.get_xydata(), line) for line in ax.lines]
+        found += [(box.get_corners()[::2], box) for box in boxes]
+        for ranges in (c for c in ax.collections if isinstance(c, LineCollection)):
+            found += [(segment, ranges) for segment in ranges.get_segments()]
+        for points, artist in found:
             known = artist.get_transform().contains_branch_seperately(ax.transData)
             for point in np.asarray(points, dtype=float):
                 rows.append((panel, artist.get_label(), *np.where(known, point, np.nan)))

@@ -280,27 +280,27 @@ def finetune(run: Run, patching: str) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def score_baseline(run: Run) -> None:
-    """Score every task at the zero-shot weights, where all paths begin, once for all of them.
+def score_baseline(run: Run, supported: str) -> None:
+    """Score a supported task at the zero-shot weights, where all paths begin, once for all of them.
 
-    A supported task's gradient is kept too: only the direction differs from path to path.
+    Its gradient is kept too: only the direction differs from path to path.
     """
     use_threads(1, run.device)
     visual = run.image_tower()
-    for task in tqdm(run.profile.tasks, "zero-shot scores", **_BAR):
-        score, losses = run.task_loss(visual, task, "validation", run.half).evaluate()
-        tensors = {"losses": torch.from_numpy(losses)}
-        if task in run.profile.supported:
-            gradient = run.task_loss(visual, task, "validation").gradient()
-            tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
-        test = run.task_loss(visual, task, "test", run.half).score()
-        models.save(
-            run.baseline(task),
-            tensors,
-            task=task,
-            validation=json.dumps(score),
-            test=json.dumps(test),
-        )
+    score, losses = run.task_loss(visual, supported, "validation", run.half).evaluate()
+    gradient = run.task_loss(visual, supported, "validation").gradient()
+    test = run.task_loss(visual, supported, "test", run.half).score()
+    models.save(
+        run.baseline(supported),
+        {
+            "losses": torch.from_numpy(losses),
+            **{f"gradient.{name}": part for name, part in gradient.items()},
+        },
+        task=supported,
+        validation=json.dumps(score),
+        test=json.dumps(test),
+        parent=models.metadata(run.zero_shot)["digest"],
+    )
 
 
 def sample_curves(run: Run, patching: str) -> None:
@@ -317,19 +317,30 @@ def sample_curves(run: Run, patching: str) -> None:
     ends: dict[str, dict[str, Any]] = {"zero_shot": {}, "fine_tuned": {}}
     gradients = {}
     displacement = path.start.double() - path.end.double()
-    for task in tasks:
+    parent = models.metadata(run.zero_shot)["digest"]
+    for task in tqdm(run.profile.supported, f"start of the path to {patching}", **_BAR):
         tensors, known = models.load(run.baseline(task))
+        if known["parent"] != parent:
+            raise ValueError(
+                f"{run.baseline(task)} is of other weights than {run.zero_shot}; "
+                "delete it and run again"
+            )
         scores[task].append(Score(*json.loads(known["validation"])))
-        by_image[task].append(tensors["losses"])
+        by_image[task].append(tensors.pop("losses"))
         ends["zero_shot"][task] = plain(Score(*json.loads(known["test"])))
-        if task in run.profile.supported:
-            parts = {k[9:]: v.to(run.device) for k, v in tensors.items() if k[:9] == "gradient."}
-            gradient = path.flatten(parts).double()
-            gradients[task] = {
-                "norm": float(torch.linalg.vector_norm(gradient)),
-                "similarity": metrics.gradient_similarity(displacement, gradient),
-                "slope": float(-(gradient @ displacement)),
-            }
+        parts = {k.removeprefix("gradient."): v.to(run.device) for k, v in tensors.items()}
+        gradient = path.flatten(parts).double()
+        gradients[task] = {
+            "norm": float(torch.linalg.vector_norm(gradient)),
+            "similarity": metrics.gradient_similarity(displacement, gradient),
+            "slope": float(-(gradient @ displacement)),
+        }
+    path.set_(visual, 0.0)
+    score, each = losses[patching].evaluate()
+    scores[patching].append(score)
+    by_image[patching].append(torch.from_numpy(each))
+    test = run.task_loss(visual, patching, "test", run.half).score()
+    ends["zero_shot"][patching] = plain(test)
     assert ALPHAS[0] == 0.0
     for alpha in tqdm(ALPHAS[1:], f"curves to {patching}", **_BAR):
         path.set_(visual, alpha)

@@ -40,16 +40,17 @@ def test_steps_of_one_pair_are_counted_by_hand():
     assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
     assert work["head"] == cost.Work(2, prompts=20 + 376)
     assert work["finetune"] == cost.Work(1, training=40)
-    scored = 500 + 376 + 8000 + 1880
-    assert work["baseline"] == cost.Work(1, forward=scored, training=500)
-    assert work["curves"] == cost.Work(1, forward=2 * (500 + 376) + 8000 + 1880)
+    assert work["baseline"] == cost.Work(1, forward=500 + 8000, training=500)
+    repaired = 376 + 1880  # at the zero-shot weights, besides two alphas and the far end
+    forward = 2 * (500 + 376) + 8000 + 1880 + repaired
+    assert work["curves"] == cost.Work(1, forward=forward)
     assert work["pair"] == cost.Work(1, forward=1314 + 2 * 9880)
 
 
 def test_jobs_are_those_of_the_workflow():
     names = list(cost.DATA_SETS)
     jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:]).items()}
-    once = {"decode": 13, "head": 13, "baseline": 1}
+    once = {"decode": 13, "head": 13, "baseline": 4}
     assert jobs == once | {"finetune": 9, "curves": 9, "pair": 36}
 
 

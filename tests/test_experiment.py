@@ -68,8 +68,10 @@ def tiny(tmp_path_factory):
         test_images=40,
     )
     run = Run(profile, 0, tmp_path_factory.mktemp("tiny"))
-    for step in (steps.render, steps.caption, steps.pretrain, steps.score_baseline):
+    for step in (steps.render, steps.caption, steps.pretrain):
         step(run)
+    for task in profile.supported:
+        steps.score_baseline(run, task)
     steps.finetune(run, "MNIST")
     steps.sample_curves(run, "MNIST")
     steps.describe(run)
@@ -87,7 +89,14 @@ def test_steps_meet_in_a_pair(tiny):
         assert objective.score(alpha) == stored
     sampled = pair.sampled()
     assert len(sampled["alphas"]) == 21 and sampled["supported"]["images"] == 50
-    assert pair.test(1.0)["patching"] == pair.curves["test"]["fine_tuned"]["MNIST"]
+    for alpha, end in ((0.0, "zero_shot"), (1.0, "fine_tuned")):
+        pair.path.set_(pair.visual, alpha)
+        for task in ("CIFAR10", "MNIST"):
+            score = tiny.task_loss(pair.visual, task, "test").score()
+            assert pair.curves["test"][end][task] == {
+                "loss": score.loss,
+                "accuracy": score.accuracy,
+            }
     step = 1e-3
     rise = (objective.score(step)[0].loss - objective.score(0.0)[0].loss) / step
     assert pair.curves["gradients"]["CIFAR10"]["slope"] == pytest.approx(rise, rel=0.1, abs=0.02)
@@ -99,14 +108,26 @@ def test_steps_meet_in_a_pair(tiny):
 
 def test_steps_are_repeatable_to_the_bit(tiny, tmp_path):
     again = Run(tiny.profile, 0, tmp_path)
-    for step in (steps.render, steps.caption, steps.pretrain, steps.score_baseline):
+    for step in (steps.render, steps.caption, steps.pretrain):
         step(again)
+    for task in again.profile.supported:
+        steps.score_baseline(again, task)
     steps.finetune(again, "MNIST")
     steps.sample_curves(again, "MNIST")
     for file in (tiny.zero_shot, tiny.zero_shot_head("MNIST"), tiny.fine_tuned("MNIST")):
         # the order of the header is free, so the digests are compared
         assert models.load(file)[1] == models.load(tmp_path / file.relative_to(tiny.root))[1], file
     assert tiny.curves("MNIST").read_bytes() == again.curves("MNIST").read_bytes()
+
+
+def test_a_baseline_of_other_weights_is_refused(tiny):
+    file = tiny.baseline("CIFAR10")
+    kept = file.read_bytes()
+    tensors, metadata = models.load(file)
+    models.save(file, tensors, **{**metadata, "parent": "another"})
+    with pytest.raises(ValueError, match="is of other weights than .* delete it"):
+        steps.sample_curves(tiny, "MNIST")
+    file.write_bytes(kept)
 
 
 def test_weights_of_another_start_are_refused(tiny):

@@ -96,6 +96,8 @@ def test_check_names_stale_pages_and_fails(project, monkeypatch, capsys):
     (folder / "data.json").write_text("[]", encoding="utf-8")
     assert __main__.main(["check"]) == 1
     assert "page.ipynb: data.json changed since" in capsys.readouterr().out
+    shutil.rmtree(folder / "book")
+    assert __main__.main(["check"]) == 1  # no page at all
 
 
 def test_stale_page_is_marked_in_a_book_that_still_builds(tmp_path):

@@ -107,6 +107,7 @@ def test_drawn_holds_every_point_in_data_units_and_the_caption_offers_it():
     left.axvspan(0.2, 0.3, label="box")
     left.set(xlabel="α", ylabel="loss,\nnats")
     right.plot([4], [5], "o", label="dot")
+    right.hlines([6], 7, 8, label="range")
     right.set_title("second")
     frame = plots.drawn(fig)
     plt.close(fig)
@@ -114,6 +115,7 @@ def test_drawn_holds_every_point_in_data_units_and_the_caption_offers_it():
     assert frame.fillna(-1).to_numpy().tolist() == [
         ["1", "line", 0, 2], ["1", "line", 1, 3], ["1", "here", 0.5, -1], ["1", "here", 0.5, -1],
         ["1", "box", 0.2, -1], ["1", "box", pytest.approx(0.3), -1], ["second", "dot", 4, 5],
+        ["second", "range", 7, 6], ["second", "range", 8, 6],
     ]  # fmt: skip
     assert plots.csv_link(frame, "f") in plots.caption("Found.", fig, "f").data
     assert "csv" not in plots.caption("Found.").data

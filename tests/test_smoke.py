@@ -46,7 +46,7 @@ def project(tmp_path_factory):
 
 def test_run_shows_progress_and_prints_the_path_of_the_book(project):
     folder, output = project
-    assert re.search(r"\d+:\d\d  step 30 of 30 done \(book\)", output)
+    assert re.search(r"\d+:\d\d  step 31 of 31 done \(book\)", output)
     index = re.search(r"the book is at (\S+)$", output.strip())[1]
     assert Path(index) == folder / "artifacts/smoke/book/_build/html/index.html"
     assert Path(index).stat().st_size > 5000
