@@ -125,7 +125,16 @@ def _complete(app: Sphinx, failure: Exception | None) -> None:
     (site / "_static/mathjax.js").write_bytes(source.read_bytes())
     for path in itertools.chain.from_iterable(site.glob(pattern) for pattern in UNUSED):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for notebook in site.glob("_sources/**/*.ipynb"):  # for download; nobody reads its layout
-        content = json.loads(notebook.read_text(encoding="utf-8"))
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        notebook.write_text(text, encoding="utf-8")
+    for notebook in site.glob("_sources/**/*.ipynb"):
+        _lighten(notebook)
+
+
+def _lighten(notebook: Path) -> None:
+    """Drop the pictures of a notebook for download, which its page has, and its layout."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+                del output["data"][kind]
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    notebook.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """The built site, in a browser and file by file: no network, nothing broken, all readable."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_pages_carry_notebook_licence_and_citation(soups):
         assert "MIT" in footer.text and footer.a["href"].endswith("#how-to-cite"), page
         if page.parent.name in ("pairs", "results"):
             notebook = soup.select_one("a.btn-download-source-button[href$='.ipynb']")["href"]
-            assert (page.parent / notebook).is_file()
+            text = (page.parent / notebook).read_text(encoding="utf-8")
+            assert json.loads(text)["nbformat"] == 4 and '"image/' not in text, page
             assert "Provenance of" in soup.article.text, page
             assert "commit" in soup.article.text and "device" in soup.article.text, page
 
