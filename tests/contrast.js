@@ -1,4 +1,5 @@
 // The texts of a page that are too faint to read by WCAG 2, level AA: a list of strings.
+// Signs that only repeat the text beside them (aria-hidden) are left out.
 () => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const known = new Map();
@@ -30,7 +31,7 @@
     const text = texts.currentNode.textContent.trim();
     const element = texts.currentNode.parentElement;
     if (!text || !element.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
-    if (element.closest("svg, mjx-container, script, style, noscript")) continue;
+    if (element.closest("svg, mjx-container, script, style, noscript, [aria-hidden=true]")) continue;
     if (element.getBoundingClientRect().width <= 1) continue; // for screen readers only
     const style = getComputedStyle(element);
     const size = parseFloat(style.fontSize);
