@@ -181,3 +181,15 @@ def test_without_javascript_a_sentence_says_where_to_look(explore):
 
 def test_page_is_light(book_html):
     assert (book_html / "results" / "explore.html").stat().st_size < 2_000_000
+
+
+def test_charts_can_be_saved_as_svg(explore):
+    page = explore()
+    for chart in ("losses", "accuracies"):
+        link = page.locator(f"#explore-{chart} details a")
+        assert link.all_text_contents() == ["Save as SVG"]
+        link.dispatch_event("mousedown")  # draws the file
+        with page.expect_download() as download:
+            link.evaluate("link => link.click()")
+        assert download.value.suggested_filename == f"explore-{chart}.svg"
+        assert download.value.path().read_text(encoding="utf-8").startswith("<svg")

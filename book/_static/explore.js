@@ -131,7 +131,8 @@ document.addEventListener("DOMContentLoaded", async () => {
   readAddress();
   form.hidden = false; // before drawing: a chart takes the width it finds
   for (const [name, chart] of Object.entries(data.charts)) {
-    const options = { actions: false, renderer: "svg" };
+    const options = { renderer: "svg", downloadFileName: `explore-${name}`,
+      actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false } };
     views[name] = (await vegaEmbed(`#explore-${name}`, chart, options)).view;
   }
 });

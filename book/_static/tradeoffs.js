@@ -10,7 +10,10 @@ document.addEventListener("DOMContentLoaded", async () => {
   const points = data.pairs.flatMap((p) => data.samples.map((alpha) => point(data, p, alpha)));
   const average = data.samples.map((alpha) => mean(points.filter((p) => p.alpha === alpha)));
   data.chart.datasets = { curves: [...points, ...average], picked: average };
-  const { view } = await vegaEmbed("#tradeoffs-chart", data.chart, { actions: false, renderer: "svg" });
+  const { view } = await vegaEmbed("#tradeoffs-chart", data.chart, {
+    renderer: "svg", downloadFileName: "tradeoffs",
+    actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false },
+  });
 
   function update() {
     for (const slider of [weight, ceiling]) {
