@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 from shlex import quote
-from paintlib import checkpoints, steps
+from paintlib import checkpoints, steps, warm
 from paintlib.experiment import Run
 
 SETTINGS = {name: str(config.get(name, "")) for name in "limit tasks finetuned".split()}
@@ -40,8 +40,8 @@ GPU = int(run.profile.real)  # of each step that computes with the model
 # measured peaks of the steps on a CPU, rounded up; of ViT-B/32, and of any other step and profile
 MEMORY = {"finetune": 4000, "baseline": 4000, "curves": 6000, "pair": 4000} if run.profile.real else {}
 SMALL = 1600  # MB
-# a short spin: threads that wait for long starve whatever else runs on the machine
-PAINT = f"PYTHONPATH={quote(str(Path.cwd()))} OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 {sys.executable} -m paintlib"
+THREADS = " ".join(f"{name}={value}" for name, value in warm.THREADS.items())
+PAINT = f"PYTHONPATH={quote(str(Path.cwd()))} {THREADS} {sys.executable} -m paintlib"
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
 RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")

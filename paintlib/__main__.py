@@ -6,11 +6,14 @@ import argparse
 import csv
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from paintlib import warm
 
 if TYPE_CHECKING:
     from paintlib.experiment import Run
@@ -22,16 +25,31 @@ DATA = os.environ.get("PAINTLIB_DATA", "data")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status."""
+    """Run one command, in a fork of the warm process where there is one; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["kernel"]:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # its page ends it
+    try:
+        status = warm.forward(arguments)
+    except KeyboardInterrupt:
+        status = _stopped()
+    return _execute(arguments) if status is None else status
+
+
+def _execute(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
     except KeyboardInterrupt:
-        print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _stopped()
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
         return 1
+
+
+def _stopped() -> int:
+    print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
+    return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
                       metavar=("NAME", "VALUE"))  # fmt: skip
     page.add_argument("--inputs", nargs="+", default=[], metavar="FILE",
                       help="what the page is made from; it keeps their digests")  # fmt: skip
+    add(
+        "serve",
+        lambda o: warm.serve(o.address, _execute),
+        "fork for each command of a run",
+        "address",
+    )
+    add("kernel", _kernel, "run the kernel of a page", "connection")
     add("check", _check, "list the pages of the book whose inputs have changed since")
     add("status", _status, "collect times and versions for the status page")
     add("assemble", _assemble, "copy the prose beside the pages of a run", "target")
@@ -152,6 +177,12 @@ def _page(options: argparse.Namespace) -> None:
         title=options.title,
         inputs=options.inputs,
     )
+
+
+def _kernel(options: argparse.Namespace) -> None:
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance(argv=["-f", options.connection])
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import jupytext
 import nbformat
 import papermill
 import yaml
+from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -22,6 +24,13 @@ from traitlets.config import Config
 from paintlib import freshness
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+class _Kernel(AsyncKernelManager):
+    """Starts the kernel by a command of ours, so that the warm process of a run can fork it."""
+
+    def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+        return [sys.executable, "-m", "paintlib", "kernel", self.connection_file]
 
 
 def execute(
@@ -79,6 +88,7 @@ def execute(
                 progress_bar=False,
                 # kernels that start at once race for free TCP ports, so each has its own sockets
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
+                kernel_manager_class=_Kernel,
                 shutdown_kernel="immediate",
             )
         except PapermillExecutionError as error:

@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from paintlib import warm
 from paintlib.experiment import Run
 
 
@@ -76,13 +77,14 @@ def _snakemake(run: Run, cores: int, lock: int, data: Path, weights: str) -> int
     # universal newlines: the bars of the steps redraw themselves with carriage returns
     with (
         log.open("w", encoding="utf-8") as everything,
+        warm.serving() as served,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=1,
-            env={**os.environ, "PAINTLIB_DATA": str(data.resolve())},
+            env={**os.environ, **served, "PAINTLIB_DATA": str(data.resolve())},
             pass_fds=[lock],
         ) as process,
     ):
