@@ -3,7 +3,7 @@
 # make test   all tests
 # make check  the pages whose inputs have changed since they were made
 # make zip    the book in one archive that needs no server and no network
-# make bench  how much faster the solver is than PAINT's loop, and how fast CLIP ViT-B/32 runs here
+# make bench  what choosing alpha costs in evaluations and seconds, and how fast CLIP ViT-B/32 runs here
 # make env    the environment in .venv, which both need
 # make lint   ruff and mypy
 PYTHON ?= python3

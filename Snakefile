@@ -22,12 +22,14 @@ SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.pr
 UP = "/".join([".."] * (len(BOOK.parts) + 1))  # from a page to here
 SUMMARIES = "explore claims glance table1 figure1 figure2 tradeoffs steps solvers speed quasi_convexity open_questions published runbook".split()
 SHOWN = [str(run.pictures), *[str(run.strip_of(task)) for task in run.profile.tasks]]
+BENCH = sorted(map(str, Path("results/bench").glob("*.json")))
 FURTHER = {  # what these pages read beyond the pairs
     "explore": ["paintlib/gallery.py", *SHOWN, *(str(run.predictions(t)) for t in PATCHING)],
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
-    "speed": sorted(map(str, Path("results/bench").glob("*.json"))),
+    "solvers": BENCH,
+    "speed": BENCH,
     "tradeoffs": ["paintlib/tradeoff.py"],
-    "runbook": ["paintlib/cost.py", *sorted(map(str, Path("results/bench").glob("*.json")))],
+    "runbook": ["paintlib/cost.py", *BENCH],
 }
 SUMMARIES += [] if run.profile.real else ["twins"]
 PROSE = [*Path("book").glob("*.*"), *Path("book/chapters").glob("*.md"), *Path("book/_static").iterdir()]

@@ -17,6 +17,9 @@ solves the pairs of four supported tasks in six ways, one after the other:
 The first three are timed on one pair of each path, and the time is multiplied: all pairs have as
 many images.
 
+It also counts, on the same models and images, what quintic, paper's variant, Brent, golden section
+and grids need for each pair, and how far above the minimum they end.
+
 Then it times single operations: interpolation against `Tensor.copy_`, scoring against a bare
 forward loop, loss and slope against the loss. Writes `results/bench/solving-DEVICE.json`.
 """
@@ -40,6 +43,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -74,6 +78,7 @@ def main() -> None:
         parser.error(f"{run.fine_tuned(missing[0])} is missing; `make book` makes it")
     use_threads(options.threads, run.device)
     paths = solve_all(run, chosen)
+    searches = [row for task in tqdm(chosen, "searches", leave=False) for row in search(run, task)]
     copied = interpolation(options.repeats)
     use_threads(1, run.device)  # as each step of the workflow; shorter calls need a calm clock
     record = {
@@ -81,6 +86,7 @@ def main() -> None:
         "profile": run.profile.name,
         "workers": WORKERS,
         "paths": paths,
+        "searches": searches,
         "operations": {
             "interpolation": copied,
             "scoring": scoring(run, options.repeats),
@@ -92,6 +98,10 @@ def main() -> None:
     for row in record["paths"]:
         seconds = {name: round(way["seconds"], 2) for name, way in row["ways"].items()}
         print(row["patching"], seconds)
+    for method in searches[0]["methods"]:
+        found = [row["methods"][method] for row in searches]
+        paid, excess = zip(*((f["evaluations"], f["excess"]) for f in found), strict=True)
+        print(f"{method}: {np.mean(paid):.1f} evaluations, {max(paid)} at most, {max(excess):.1e}")
     for name, row in record["operations"].items():
         print(f"{name}: {row['ratio']}")
     print(f"written: {os.path.relpath(path)}")
@@ -134,6 +144,46 @@ def solve_all(run: Run, patching: Sequence[str]) -> list[dict[str, Any]]:
         for way in ways.values():  # not timed: the loss at each answer, on all images
             way["value"] = {s: sum(contest.losses(a, s)) for s, a in way["alpha"].items()}
         rows.append({"patching": task, "ways": ways})
+    return rows
+
+
+def search(run: Run, patching: str) -> list[dict[str, Any]]:
+    """Count what each method pays for each pair of a path, and how near it comes to the minimum.
+
+    Evaluations are alphas other than the two ends, which all pairs of a path share. The minimum is
+    that of a curve through 101 alphas, each task's log-loss interpolated by a cubic spline.
+    """
+    contest = Contest(run, patching, {})
+    rows = []
+    for supported in contest.supported:
+        objective = partial(contest.losses, supported=supported)
+        grids = {step: solver.grid(objective, step=step) for step in (0.1, 0.05, 0.01)}
+        ends = [sample for sample in grids[0.1].trace if sample.alpha in (0.0, 1.0)]
+        found = {
+            "quintic": solver.quintic(objective, known=ends),
+            "quintic, paper's variant": solver.quintic(
+                objective, known=grids[0.05].trace, variant="paper"
+            ),
+            "Brent (scipy, bounded)": solver.brent(objective),
+            "golden section (scipy)": solver.golden(objective),
+            **{f"exhaustive, step {step:g}": solution for step, solution in grids.items()},
+        }
+        alphas, _, parts = zip(*grids[0.01].trace, strict=True)
+        curve = CubicSpline(alphas, np.log(parts))
+        lowest = float(np.exp(curve(np.linspace(0.0, 1.0, 10_001))).sum(1).min())
+        rows.append({
+            "supported": supported,
+            "patching": patching,
+            "methods": {
+                method: {
+                    "alpha": solution.alpha,
+                    "evaluations": len({s.alpha for s in solution.trace} - {0.0, 1.0}),
+                    "excess": solution.value / lowest - 1,
+                    "status": solution.status.name,
+                }
+                for method, solution in found.items()
+            },
+        })  # fmt: skip
     return rows
 
 
@@ -326,25 +376,18 @@ def scoring(run: Run, repeats: int) -> dict[str, Any]:
 
 
 def slope(run: Run, repeats: int) -> dict[str, Any]:
-    """Time loss and slope from one backward pass, and from two losses, against one loss."""
+    """Time loss and slope together, and the gradient of a backward pass, against one loss."""
     task, path = _task(run), run.path(run.profile.patching[0])
-    visual = task.model
-
-    def difference() -> None:
-        for alpha in (0.5, 0.51):
-            path.set_(visual, alpha)
-            task.score()
-
-    path.set_(visual, 0.5)
+    path.set_(task.model, 0.5)
     calls: list[Callable[[], object]] = [
         task.score,
-        partial(task.value_and_slope, path),
-        difference,
+        partial(task.value_and_slope, path, 0.5),
+        task.gradient,
     ]
     rounds = machine.alternately(calls, repeats, run.device.type)
     return {
         "ratio": machine.spread([b / a for a, b, _ in rounds]),
-        "ratio of two losses": machine.spread([c / a for a, _, c in rounds]),
+        "ratio of a backward pass": machine.spread([c / a for a, _, c in rounds]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Find the alpha that minimises a sum of losses in few evaluations: quintic, grid and Brent.
+"""Find the alpha that minimises a sum of losses in few evaluations: quintic, grid and two peers.
 
 Floats in, floats out: an objective maps alpha to one normalised loss per task (or to their sum)
 and is expensive, since each call is a pass over the data sets. All three solvers return the same
@@ -430,6 +430,49 @@ def brent(
         options={"xatol": xtol, "maxiter": max_evals},
     )
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
+
+
+def golden(
+    objective: Objective,
+    bracket: tuple[float, float] = (0.0, 1.0),
+    *,
+    xtol: float = 1e-3,
+    max_evals: int = 50,
+) -> Solution:
+    """Minimise by scipy's golden section, the peer that takes nothing but quasi-convexity.
+
+    It needs a point below both ends to begin with: the middle, or else the first that halving
+    towards the lower end finds.
+
+    Args:
+        objective: as for `quintic`.
+        bracket: the ends of the search, in ascending order.
+        xtol: tolerance on alpha, in its own unit.
+        max_evals: largest number of evaluations, at least 3.
+
+    Raises:
+        ValueError: as for `quintic`.
+    """
+    record = _Record(objective, bracket, ())
+    _check_xtol(xtol, record)
+    record.limit(max_evals, at_least=3)
+    width = record.high - record.low
+    lower = min(record(record.low), record(record.high), key=lambda end: end.value)
+    middle = record(record.low + FIRST * width)
+    while middle.value >= lower.value and record.budget:
+        if abs(middle.alpha - lower.alpha) <= xtol:
+            return record.solution(record.place())
+        middle = record(0.5 * (middle.alpha + lower.alpha))
+    if not record.budget:
+        return record.solution(Status.BUDGET)
+    result = optimize.minimize_scalar(
+        lambda alpha: record(float(alpha - 1.0) * width + record.low).value,
+        # scipy's tolerance is a share of alpha, which this shift keeps between 1 and 2
+        bracket=(1.0, 1.0 + (middle.alpha - record.low) / width, 2.0),
+        method="golden",
+        options={"xtol": xtol / width / 2, "maxiter": record.budget - 1},  # one point comes first
+    )
+    return record.solution(record.place() if result.success else Status.BUDGET)
 
 
 def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> StandardError | None:

@@ -50,27 +50,31 @@ def test_gradient_matches_finite_differences():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
-def test_slope_matches_finite_differences(alpha):
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_slope_agrees_with_the_gradient(alpha, dtype, slack):
+    path, model = WeightPath(network(1, dtype), network(2, dtype)), network(3, dtype)
+    task = TaskLoss(model, batches(2, dtype=dtype))
+    value, slope = task.value_and_slope(path, alpha)
+    assert torch.equal(path.flatten(model.state_dict()), path.at(alpha))  # it ends where it was put
+    assert value == pytest.approx(task.score().loss, rel=1e-6)
+    exact = path.flatten(task.gradient()).double() @ (path.end.double() - path.start.double())
+    assert slope == pytest.approx(float(exact), rel=slack)
+
+
+def test_slope_errs_by_the_square_of_its_step():
     path = WeightPath(network(1, torch.float64), network(2, torch.float64))
-    model = network(3, torch.float64)
-    task = TaskLoss(model, batches(2, dtype=torch.float64))
-    step = 1e-5
-    values = []
-    for sign in (1, -1):
-        path.set_(model, alpha + sign * step)
-        values.append(task.score().loss)
-    path.set_(model, alpha)
-    value, slope = task.value_and_slope(path)
-    assert value == pytest.approx(task.score().loss, rel=1e-13)
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-7)
+    task = TaskLoss(network(3, torch.float64), batches(2, dtype=torch.float64))
+    exact = task.value_and_slope(path, 0.4, step=1e-4)
+    far, near = (task.value_and_slope(path, 0.4, step=step) for step in (0.02, 0.01))
+    for i in range(2):
+        assert (far[i] - exact[i]) / (near[i] - exact[i]) == pytest.approx(4, rel=0.02)
 
 
-def test_slope_agrees_with_the_flat_gradient():
+@pytest.mark.parametrize("step", [0.0, -1e-3, math.nan, math.inf])
+def test_slope_refuses_a_step_of_no_length(step):
     path, model = WeightPath(network(1), network(2)), network(3)
-    task = TaskLoss(model, batches(2))
-    path.set_(model, 0.4)
-    flat = path.flatten(task.gradient()).double() @ (path.end.double() - path.start.double())
-    assert task.value_and_slope(path)[1] == pytest.approx(float(flat), rel=1e-5)
+    with pytest.raises(ValueError, match="it is a distance on the path"):
+        TaskLoss(model, batches(2)).value_and_slope(path, 0.5, step)
 
 
 def test_gradient_reaches_frozen_weights_and_leaves_the_model_as_it_was():
@@ -82,16 +86,24 @@ def test_gradient_reaches_frozen_weights_and_leaves_the_model_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_slope_refuses_buffers_that_move():
+def test_slope_sees_buffers_that_move():
     def normed(mean):
-        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)).eval()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)).double().eval()
         model[0].running_mean.fill_(mean)
         return model
 
     path, model = WeightPath(normed(0.0), normed(1.0)), normed(0.0)
-    path.set_(model, 0.5)
-    with pytest.raises(ValueError, match=r"'0.running_mean' changes along the path"):
-        TaskLoss(model, batches(2)).value_and_slope(path)
+    task = TaskLoss(model, batches(2, dtype=torch.float64))
+    assert not path.flatten({k: v for k, v in task.gradient().items() if "running" in k}).any()
+    losses = []
+    for alpha in (0.3, 0.7):
+        path.set_(model, alpha)
+        losses.append(task.score().loss)
+    # softmax of a line: the chord and the slope in its middle are all but the same
+    slope = task.value_and_slope(path, 0.5)[1]
+    assert slope == pytest.approx((losses[1] - losses[0]) / 0.4, rel=0.05)
+    assert abs(slope) > 1e-3
 
 
 def test_training_mode_and_no_images_are_refused():

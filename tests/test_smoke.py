@@ -153,16 +153,27 @@ def test_benchmark_solves_the_same_pairs_in_every_way(project):
     record = results.read_json(next((folder / "bench").glob("solving-*.json")))
     ways = record["paths"][0]["ways"]
     found = ways["exhaustive, shared curves"]
-    supported, images = len(found["alpha"]), get("smoke").validation_images
+    supported_tasks, images = len(found["alpha"]), get("smoke").validation_images
     for name in ("PAINT's loop", "PAINT's loop, one process", "exhaustive, each pair"):
         assert ways[name]["alpha"].items() <= found["alpha"].items(), name
-        assert ways[name]["forwards"] == supported * 21 * 2 * images
+        assert ways[name]["forwards"] == supported_tasks * 21 * 2 * images
     # the supported ends are shared by all paths of the profile
-    shared = supported * images / len(get("smoke").patching)
-    assert found["forwards"] == 20 * (supported + 1) * images + images + shared
+    shared = supported_tasks * images / len(get("smoke").patching)
+    assert found["forwards"] == 20 * (supported_tasks + 1) * images + images + shared
     samples = ways["quintic, shared samples"]["forwards"]
-    assert samples == 4 * (supported + 1) * images + images + shared
+    assert samples == 4 * (supported_tasks + 1) * images + images + shared
     for supported, value in ways["quintic, shared ends"]["value"].items():
         assert value <= found["value"][supported] * (1 + 1e-3), supported
+    assert len(record["searches"]) == supported_tasks
+    for row in record["searches"]:
+        methods = row["methods"]
+        paid = {name: way["evaluations"] for name, way in methods.items()}
+        steps = [f"exhaustive, step {step}" for step in ("0.1", "0.05", "0.01")]
+        assert [paid[step] for step in steps] == [9, 19, 99]
+        assert paid["quintic"] <= 6 and paid["quintic, paper's variant"] == 20
+        assert paid["quintic"] < paid["Brent (scipy, bounded)"] < paid["golden section (scipy)"]
+        excess = [methods[step]["excess"] for step in steps]
+        assert excess == sorted(excess, reverse=True)  # each grid holds the one before
+        assert all(-1e-6 < way["excess"] < 1e-2 for way in methods.values())
     for operation in record["operations"].values():
         assert operation["ratio"]["low"] > 0

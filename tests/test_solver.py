@@ -13,7 +13,16 @@ from numpy.polynomial import Polynomial
 from scipy import optimize
 
 from paintlib import solver
-from paintlib.solver import Evaluation, Status, brent, fit_parts, fit_quintic, grid, quintic
+from paintlib.solver import (
+    Evaluation,
+    Status,
+    brent,
+    fit_parts,
+    fit_quintic,
+    golden,
+    grid,
+    quintic,
+)
 
 BRACKETS = [(0.0, 1.0), (2.0, 3.0), (-5.0, -4.0)]
 DONE = {Status.CONVERGED, Status.AT_START, Status.AT_END}
@@ -23,13 +32,14 @@ def paper(objective, bracket=(0.0, 1.0), **options):
     return quintic(objective, bracket, variant="paper", **options)
 
 
-SOLVERS = {"quintic": quintic, "paper": paper, "grid": grid, "brent": brent}
+SOLVERS = {"quintic": quintic, "paper": paper, "grid": grid, "brent": brent, "golden": golden}
 # Distance to the true minimum that each may have on a smooth function, and relative excess.
 ACCURACY = {
     "quintic": (2e-3, 1e-5),
     "paper": (2e-3, 1e-4),
     "grid": (0.025 + 1e-9, 2e-2),
     "brent": (2e-3, 1e-5),
+    "golden": (2e-3, 1e-5),
 }
 
 
@@ -357,7 +367,8 @@ def test_an_exhausted_budget_is_reported():
     def kink(a):
         return 1 + abs(a - 0.3)
 
-    for solution in (quintic(kink, max_evals=4), brent(kink, xtol=1e-6, max_evals=5)):
+    for solve in (quintic, brent, golden):
+        solution = solve(kink, xtol=1e-6, max_evals=5)
         assert solution.status is Status.BUDGET
         assert solution.evaluations <= 5
         assert "raise max_evals" in solution.status.value
@@ -460,6 +471,16 @@ def test_quintic_is_never_worse_than_known(function, alphas, max_evals):
 
 
 @settings(max_examples=300, deadline=None)
+@given(nasty(), st.sampled_from(BRACKETS), st.sampled_from([brent, golden]), st.integers(3, 40))
+def test_peers_keep_their_budget_and_the_best_they_saw(function, bracket, solve, max_evals):
+    counted = Counted(lambda a: function(min(max(a - bracket[0], 0.0), 1.0)))
+    solution = solve(counted, bracket, max_evals=max_evals)
+    assert len(counted.calls) == solution.evaluations <= max_evals
+    assert all(bracket[0] <= a <= bracket[1] for a in counted.calls)
+    assert solution.value == min(e.value for e in solution.trace)
+
+
+@settings(max_examples=300, deadline=None)
 @given(nasty())
 def test_paper_variant_is_never_worse_than_its_grid(function):
     samples = grid(function)
@@ -507,7 +528,7 @@ def test_a_bad_bracket_is_refused(name, bracket):
         SOLVERS[name](lambda a: a, bracket)
 
 
-@pytest.mark.parametrize("name", ["quintic", "brent"])
+@pytest.mark.parametrize("name", ["quintic", "brent", "golden"])
 @pytest.mark.parametrize("xtol", [0.0, -1e-3, math.nan, 2.0, 1e-12])
 def test_a_bad_xtol_is_refused(name, xtol):
     with pytest.raises(ValueError, match=r"xtol is .* must be below the bracket's width 1.0"):
@@ -563,6 +584,8 @@ def test_a_budget_too_small_is_refused():
         paper(lambda a: a, max_evals=21)
     with pytest.raises(ValueError, match="needs at least 2"):
         brent(lambda a: a, max_evals=1)
+    with pytest.raises(ValueError, match="needs at least 3"):
+        golden(lambda a: a, max_evals=2)
 
 
 def test_an_unknown_variant_is_refused():
