@@ -53,6 +53,7 @@ TWINS = [f"paintlib/tasks/{m}.py" for m in "__init__ canvas figures micro scener
 TRAINING = [f"paintlib/{m}.py" for m in "experiment models pixels profiles steps training".split()]
 SCORING = [f"paintlib/{m}.py" for m in "interpolation losses metrics models pixels steps".split()]
 PAGE = [f"paintlib/{m}.py" for m in "experiment pages plots results".split()]
+SOLVER = [f"paintlib/{m}.py" for m in "fits solver".split()]
 REAL = ["paintlib/checkpoints.py", "paintlib/tasks/__init__.py", "paintlib/tasks/paper.py"]
 UPSTREAM = {*TRAINING, *SCORING, *(REAL if run.profile.real else TWINS)}
 
@@ -253,7 +254,7 @@ rule curves:
 rule pair:
     input:
         PAGE,
-        "paintlib/solver.py",
+        SOLVER,
         "notebooks/pair.md",
         f"{A}/curves/{{patching}}.json",
         f"{A}/curves/{{patching}}.safetensors",
@@ -279,7 +280,7 @@ rule summary:
     input:
         PAGE,
         "paintlib/metrics.py",
-        "paintlib/solver.py",
+        SOLVER,
         f"{R}/run.json",
         expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING),
         lambda w: FURTHER.get(w.summary, []),

@@ -10,8 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTATIONS = {
-    "sign of the derivative": ("p.deriv()(x) *", "-p.deriv()(x) *"),
-    "best becomes worst": ("return min(self.samples, key=", "return max(self.samples, key="),
+    "sign of the derivative": ("fits.py", "p.deriv()(x) *", "-p.deriv()(x) *"),
+    "best becomes worst": (
+        "solver.py",
+        "return min(self.samples, key=",
+        "return max(self.samples, key=",
+    ),
 }
 
 
@@ -37,9 +41,9 @@ def solver_tests(package: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_broken_solver_is_caught(tmp_path, name):
     shutil.copytree(ROOT / "paintlib", tmp_path / "paintlib")
-    source = tmp_path / "paintlib" / "solver.py"
+    file, before, after = MUTATIONS[name]
+    source = tmp_path / "paintlib" / file
     text = source.read_text(encoding="utf-8")
-    before, after = MUTATIONS[name]
     assert text.count(before) == 1, f"the mutation {name!r} no longer fits the solver"
     source.write_text(text.replace(before, after), encoding="utf-8")
     done = solver_tests(tmp_path)
