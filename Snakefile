@@ -26,7 +26,7 @@ BENCH = sorted(map(str, Path("results/bench").glob("*.json")))
 FURTHER = {  # what these pages read beyond the pairs
     "explore": ["paintlib/gallery.py", *SHOWN, *(str(run.predictions(t)) for t in PATCHING)],
     "published": ["book/published/vitb32_accuracy.csv", "paintlib/tasks/paper.py"],
-    "solvers": BENCH,
+    "solvers": ["paintlib/compare.py", *BENCH],
     "speed": BENCH,
     "tradeoffs": ["paintlib/tradeoff.py"],
     "runbook": ["paintlib/cost.py", *BENCH],

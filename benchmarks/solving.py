@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from paintlib import cost, models, results, solver
+from paintlib import compare, cost, models, results, solver
 from paintlib.experiment import Run, use_threads
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
@@ -157,18 +157,8 @@ def search(run: Run, patching: str) -> list[dict[str, Any]]:
     rows = []
     for supported in contest.supported:
         objective = partial(contest.losses, supported=supported)
-        grids = {step: solver.grid(objective, step=step) for step in (0.1, 0.05, 0.01)}
-        ends = [sample for sample in grids[0.1].trace if sample.alpha in (0.0, 1.0)]
-        found = {
-            "quintic": solver.quintic(objective, known=ends),
-            "quintic, paper's variant": solver.quintic(
-                objective, known=grids[0.05].trace, variant="paper"
-            ),
-            "Brent (scipy, bounded)": solver.brent(objective),
-            "golden section (scipy)": solver.golden(objective),
-            **{f"exhaustive, step {step:g}": solution for step, solution in grids.items()},
-        }
-        alphas, _, parts = zip(*grids[0.01].trace, strict=True)
+        found = compare.search(objective)
+        alphas, _, parts = zip(*found["exhaustive, step 0.01"].trace, strict=True)
         curve = CubicSpline(alphas, np.log(parts))
         lowest = float(np.exp(curve(np.linspace(0.0, 1.0, 10_001))).sum(1).min())
         rows.append({
@@ -177,7 +167,7 @@ def search(run: Run, patching: str) -> list[dict[str, Any]]:
             "methods": {
                 method: {
                     "alpha": solution.alpha,
-                    "evaluations": len({s.alpha for s in solution.trace} - {0.0, 1.0}),
+                    "evaluations": compare.paid(solution),
                     "excess": solution.value / lowest - 1,
                     "status": solution.status.name,
                 }

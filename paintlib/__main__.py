@@ -113,9 +113,10 @@ def _parser() -> argparse.ArgumentParser:
                       help="what the page is made from; it keeps their digests")  # fmt: skip
     add(
         "serve",
-        lambda o: warm.serve(o.address, _execute),
+        lambda o: warm.serve(o.address, int(o.parent), _execute),
         "fork for each command of a run",
         "address",
+        "parent",
     )
     add("kernel", _kernel, "run the kernel of a page", "connection")
     add("check", _check, "list the pages of the book whose inputs have changed since")

@@ -328,16 +328,8 @@ def golden(
     """Minimise by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
     It needs a point below both ends to begin with: the middle, or else the first that halving
-    towards the lower end finds.
-
-    Args:
-        objective: as for `quintic`.
-        bracket: the ends of the search, in ascending order.
-        xtol: tolerance on alpha, in its own unit.
-        max_evals: largest number of evaluations, at least 3.
-
-    Raises:
-        ValueError: as for `quintic`.
+    towards the lower end finds. Arguments and errors are those of `brent`, but for `max_evals`,
+    which is at least 3.
     """
     record = _Record(objective, bracket, ())
     _check_xtol(xtol, record)

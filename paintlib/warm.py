@@ -53,7 +53,7 @@ def serving() -> Iterator[dict[str, str]]:
         return
     with tempfile.TemporaryDirectory(prefix="paintlib-") as folder:
         address = str(Path(folder, "warm"))
-        command = [sys.executable, "-m", "paintlib", "serve", address]
+        command = [sys.executable, "-m", "paintlib", "serve", address, str(os.getpid())]
         environment = {**os.environ, **_READ_AT_IMPORT}
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as process:
             try:
@@ -62,17 +62,18 @@ def serving() -> Iterator[dict[str, str]]:
                 process.terminate()
 
 
-def serve(address: str, command: Command) -> None:
+def serve(address: str, parent: int, command: Command) -> None:
     """Import the packages, then fork for every command that is asked for, until the parent ends.
 
     Args:
         address: the path of the socket.
+        parent: the process to end with, even where that ends before the imports are done.
         command: runs the arguments of a command line; returns its exit status.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the askers, and they their forks
     for name in PACKAGES:
         importlib.import_module(name)
-    with _Server(address, command) as server:
+    with _Server(address, parent, command) as server:
         server.serve_forever()
 
 
@@ -113,8 +114,8 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, address: str, command: Command) -> None:
-        self.command, self.parent = command, os.getppid()
+    def __init__(self, address: str, parent: int, command: Command) -> None:
+        self.parent, self.command = parent, command
         super().__init__(address, _Fork)
 
     def service_actions(self) -> None:

@@ -241,6 +241,15 @@ def test_fit_slope_is_the_derivative():
         np.testing.assert_allclose(fit.slope(x), difference, rtol=1e-6, atol=1e-8)
 
 
+def test_fit_curvature_is_the_derivative_of_the_slope():
+    step = 1e-5
+    for function in (pair(), lambda a: (a - 0.5, math.exp(a))):
+        fit = fit_parts(evaluations(function, np.linspace(0, 1, 5)))
+        for x in (0.1, 0.5, 0.9):
+            difference = (fit.slope(x + step) - fit.slope(x - step)) / (2 * step)
+            assert fit.curvature(x) == pytest.approx(float(difference), rel=1e-6)
+
+
 def test_fit_drops_the_logarithm_where_a_part_touches_zero():
     fit = fit_parts(evaluations(lambda a: (a * a, 1 + a), (0.0, 0.5, 1.0)))
     assert fit.logs == (False, True)

@@ -14,7 +14,11 @@ import pytest
 from paintlib import warm
 
 ROOT = Path(__file__).resolve().parent.parent
-linux = pytest.mark.skipif(sys.platform != "linux", reason="nothing is served elsewhere")
+linux = pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="commands fork on Linux only: macOS's libraries do not outlive a fork; what happens "
+    "elsewhere is tested on every system by test_elsewhere_nothing_is_served",
+)
 
 # a warm process without packages, whose command shows what a fork works with
 SERVER = """
@@ -36,7 +40,7 @@ def command(arguments):
     pathlib.Path(arguments[1]).write_text(str(os.getpid()))
     time.sleep(60)
 
-warm.serve(sys.argv[1], command)
+warm.serve(sys.argv[1], int(sys.argv[2]), command)
 """
 ASK = "import sys; from paintlib import warm; sys.exit(warm.forward(sys.argv[1:]))"
 
@@ -59,7 +63,9 @@ def alive(pid):
 @pytest.fixture
 def server(tmp_path):
     address = tmp_path / "warm"
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(address)], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(address), str(os.getpid())], cwd=ROOT
+    )
     wait_for(address.exists, "the server does not start")
     yield {**os.environ, warm.ADDRESS: str(address), "PYTHONPATH": str(ROOT)}, process
     process.kill()
@@ -130,8 +136,8 @@ def test_asker_ends_with_its_parent(server, tmp_path):
 def test_server_ends_with_its_parent(tmp_path):
     address = tmp_path / "warm"
     script = (
-        "import subprocess, sys\n"
-        "process = subprocess.Popen(sys.argv[1:])\n"
+        "import os, subprocess, sys\n"
+        "process = subprocess.Popen([*sys.argv[1:], str(os.getpid())])\n"
         "print(process.pid, flush=True)\n"
         "process.wait()"
     )
@@ -141,6 +147,19 @@ def test_server_ends_with_its_parent(tmp_path):
         wait_for(address.exists, "the server does not start")
         parent.kill()
     wait_for(lambda: not alive(pid), "the server outlives its parent")
+
+
+@linux
+def test_server_whose_parent_ended_before_it_served_ends_too(tmp_path):
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "warm"), "999999999"]
+    assert subprocess.run(command, cwd=ROOT, timeout=30).returncode == 0
+
+
+def test_elsewhere_nothing_is_served(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "Popen", None)  # starting anything would fail
+    with warm.serving() as environment:
+        assert environment == {}
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/at/all"])
