@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 # torch takes seconds to import, so each command imports what it needs
 
-# an environment variable, so that the data sets may move without any step being run again
-DATA = os.environ.get("PAINTLIB_DATA", "data")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, in a fork of the warm process where there is one; return the exit status."""
@@ -53,6 +50,9 @@ def _stopped() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # a variable, so that the data sets may move without any step being run again; read here and
+    # not at import: a fork of the warm process has the environment of its asker only by now
+    folder = os.environ.get("PAINTLIB_DATA", "data")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default="micro", help="smoke, micro (default) or paper")
     common.add_argument("--seed", type=int, default=0)
@@ -72,13 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     book = add("book", _book, "the whole run, from training to the built book")
     book.add_argument("--cores", type=int, default=2)
     book.add_argument("--weights", default="", help="paper: openai, random or a file")
-    book.add_argument("--data", default=DATA, help="paper: the folder of the data sets")
+    book.add_argument("--data", default=folder, help="paper: the folder of the data sets")
     data = add("data", _data, "list the 13 real data sets, or fetch one")
-    data.add_argument("--data", default=DATA, help="the folder of the data sets")
+    data.add_argument("--data", default=folder, help="the folder of the data sets")
     data.add_argument("--fetch", metavar="NAME", help="download this one")
     decode = add("decode", _decode, "decode a real data set into the cache", "task")
     decode.add_argument("--workers", type=int, default=0)
-    decode.add_argument("--data", default=DATA)
+    decode.add_argument("--data", default=folder)
     zero_shot = add("zero_shot", _zero_shot, "write the weights of a public CLIP")
     zero_shot.add_argument("--weights", default="openai")
     add("head", lambda o: _steps().head(_run(o), o.task), "write a zero-shot head", "task")

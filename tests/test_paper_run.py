@@ -22,7 +22,16 @@ import trees
 from conftest import copy_project
 from PIL import Image
 
-from paintlib import checkpoints, experiment, gallery, models, results, steps, training
+from paintlib import (
+    checkpoints,
+    experiment,
+    gallery,
+    models,
+    pixels,
+    results,
+    steps,
+    training,
+)
 from paintlib.__main__ import main
 from paintlib.experiment import Run
 from paintlib.profiles import PROFILES
@@ -285,20 +294,25 @@ WORKFLOW = "CIFAR10,STL10,EuroSAT,MNIST,SVHN"  # 2 supported x 3 patching
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project, run once with ViT-B/32 on generated trees."""
+    """A copy of the project, run once with ViT-B/32 on generated trees.
+
+    They are not in the default folder, where a decoy lies, and no variable names them.
+    """
     folder = copy_project(tmp_path_factory.mktemp("project"))
-    trees.write(folder / "data", names=WORKFLOW.split(","))
-    done = book(folder, "data")
+    trees.write(folder / "pictures", names=WORKFLOW.split(","))
+    trees.write(folder / "data", names=WORKFLOW.split(","), per_class=1)
+    done = book(folder, "pictures")
     assert done.returncode == 0, done.stdout[-4000:]
     return folder, done.stdout
 
 
 def book(folder: Path, data: str) -> subprocess.CompletedProcess[str]:
+    others = {name: value for name, value in os.environ.items() if name != "PAINTLIB_DATA"}
     return subprocess.run(
         [sys.executable, "-m", "paintlib", "book", "--profile", "paper", "--limit", "2",
          "--data", data, "--tasks", WORKFLOW],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**others, "PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -324,10 +338,22 @@ def test_dry_run_makes_a_book_that_says_so(project):
 
 
 @pytest.mark.workflow
+def test_every_picture_comes_from_the_folder_that_was_named(project):
+    folder, _ = project
+    for task in WORKFLOW.split(","):
+        described = results.read_json(folder / f"artifacts/paper-limit2/tasks/{task}.json")
+        for split, entry in described["splits"].items():
+            pictures = paper.open_split(task, folder / "pictures", split)
+            rows = pixels.choose(pictures, 2)
+            fit = "squash" if split == "train" else "crop"
+            assert entry["cache"] == pixels.Cache(folder, pictures, rows, 224, fit).key, task
+
+
+@pytest.mark.workflow
 def test_touched_data_repeats_nothing(project):
     folder, _ = project
-    os.utime(folder / "data" / "train_32x32.mat", (1, 1))
-    done = book(folder, "data")
+    os.utime(folder / "pictures" / "train_32x32.mat", (1, 1))
+    done = book(folder, "pictures")
     assert done.returncode == 0 and "step 1" not in done.stdout, done.stdout[-4000:]
 
 
@@ -351,7 +377,7 @@ def planned(folder: Path, *config: str) -> Counter[str]:
         [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "--config",
          "profile=paper", "seed=0", "limit=2", f"tasks={WORKFLOW}", "finetuned=own", *config],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "PAINTLIB_DATA": str(folder / "data")},
+        env={**os.environ, "PYTHONPATH": str(folder), "PAINTLIB_DATA": str(folder / "pictures")},
         capture_output=True,
         text=True,
     ).stdout  # fmt: skip
@@ -361,15 +387,15 @@ def planned(folder: Path, *config: str) -> Counter[str]:
 @pytest.mark.workflow
 def test_dry_run_goes_on_from_its_cache_without_the_data(project):
     folder, _ = project
-    (folder / "data").rename(folder / "elsewhere")
+    (folder / "pictures").rename(folder / "elsewhere")
     try:
         page = folder / "artifacts/paper-limit2/book/pairs/CIFAR10-SVHN.ipynb"
         before = page.read_bytes()
         page.unlink()
         (folder / "artifacts/paper-limit2/book/_build/html/index.html").unlink()
-        done = book(folder, "data")
+        done = book(folder, "pictures")
         assert done.returncode == 0, done.stdout[-4000:]
         assert "decode" not in done.stdout and "(curves)" not in done.stdout
         assert page.read_bytes() == before
     finally:
-        (folder / "elsewhere").rename(folder / "data")
+        (folder / "elsewhere").rename(folder / "pictures")
