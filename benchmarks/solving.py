@@ -49,11 +49,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from paintlib import compare, cost, models, results, solver
-from paintlib.experiment import Run, use_threads
+from experiment import compare, cost, clip, results
+from paintlib import solver
+from experiment.run import Run, use_threads
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
-from paintlib.profiles import ALPHAS
+from experiment.profiles import ALPHAS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 16  # the default of PAINT's data sets
@@ -234,7 +235,7 @@ class Contest:
 
     def _count(self, task: str, workers: int) -> float:
         split, pixels = self.splits[task], self.run.profile.pixels
-        head, _ = models.load(self.run.zero_shot_head(task))
+        head, _ = clip.load(self.run.zero_shot_head(task))
         images = _Pictures(split.images, split.labels, pixels.mean, pixels.std)
         loader = DataLoader(images, batch_size=128, num_workers=workers)
         loss, correct, count = 0.0, 0, 0
@@ -383,7 +384,7 @@ def slope(run: Run, repeats: int) -> dict[str, Any]:
 
 def _task(run: Run) -> TaskLoss:
     visual = run.empty_tower()
-    visual.load_state_dict(models.load(run.zero_shot)[0])
+    visual.load_state_dict(clip.load(run.zero_shot)[0])
     return run.task_loss(visual, run.profile.supported[0], "validation")
 
 

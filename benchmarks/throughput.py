@@ -27,7 +27,7 @@ from torch import nn
 from torchvision.transforms import functional as V
 from tqdm import tqdm
 
-from paintlib import cost, results
+from experiment import cost, results
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 100

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from paintlib.tasks import paper
+from experiment.real import datasets as paper
 
 NAMES = paper.SUPPORTED + paper.PATCHING
 _LEVELS = 24  # distance of two digits in 0..255: well above noise and JPEG

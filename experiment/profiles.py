@@ -1,0 +1,237 @@
+"""What differs between the profiles: the model, the tasks, how long to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiment.pixels import Standardise
+from experiment.twins import micro
+from experiment.real import datasets as paper
+from experiment.training import Recipe
+
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
+
+
+@dataclass(frozen=True)
+class SmallClip:
+    """A CLIP that a run pre-trains itself.
+
+    Attributes:
+        embed_dim: width of CLIP's joint embedding.
+        vision: fields of `open_clip.CLIPVisionCfg`.
+        text: fields of `open_clip.CLIPTextCfg` but the vocabulary size.
+        captioned_images: size of the pre-training set.
+        recipe: recipe of the pre-training.
+    """
+
+    embed_dim: int
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    captioned_images: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the experiment.
+
+    Attributes:
+        name: `smoke`, `micro` or `paper`.
+        purpose: one line for people.
+        supported: tasks whose quality is to be kept.
+        patching: tasks to be fixed, each paired with every supported one.
+        clip: the model: one to pre-train on captioned pictures, or the name of an architecture of
+            open_clip, whose weights are public and whose tasks are the real data sets.
+        pixels: what the image tower reads.
+        finetuning: recipe of each fine-tuning.
+        train_images: images to fine-tune on, per task; None for all.
+        validation_images: images on which alpha is chosen, per task; None for all.
+        test_images: images on which results are reported, per task; None for all.
+        batch_size: images per forward pass when scoring.
+        limit: images a split of a dry run; 0 for the experiment itself.
+    """
+
+    name: str
+    purpose: str
+    supported: tuple[str, ...]
+    patching: tuple[str, ...]
+    clip: SmallClip | str
+    pixels: Standardise
+    finetuning: Recipe
+    train_images: int | None = None
+    validation_images: int | None = None
+    test_images: int | None = None
+    batch_size: int = 100
+    limit: int = 0
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of all tasks, supported ones first."""
+        return self.supported + self.patching
+
+    @property
+    def real(self) -> bool:
+        """Say whether the tasks are the real data sets, and not their micro twins."""
+        return isinstance(self.clip, str)
+
+    def images(self, split: str) -> int | None:
+        """Return how many images a task's split may hold in this profile; None for all."""
+        return {
+            "train": self.train_images,
+            "validation": self.validation_images,
+            "test": self.test_images,
+        }[split]
+
+    def label(self, task: str) -> str:
+        """Return how a task is written on pages: a twin carries a µ."""
+        return task if self.real else micro.TASKS[task].label
+
+    def limited(self, images: int) -> Profile:
+        """Return the dry run of this profile: few images a split, one template, few steps.
+
+        Raises:
+            ValueError: the profile has no dry run, or `images` is negative.
+        """
+        if images < 0 or (images and not self.real):
+            raise ValueError(
+                f"limit = {images}; it is a number of images a split, from 1, for the profile paper"
+            )
+        if not images:
+            return self
+        recipe = replace(
+            self.finetuning,
+            steps=min(self.finetuning.steps, images),
+            batch_size=min(self.finetuning.batch_size, images),
+            warmup_steps=min(self.finetuning.warmup_steps, 1),
+        )
+        return replace(
+            self,
+            finetuning=recipe,
+            train_images=images,
+            validation_images=images,
+            test_images=images,
+            limit=images,
+        )
+
+    def only(self, tasks: Sequence[str]) -> Profile:
+        """Return this profile restricted to some of its tasks; their roles stay.
+
+        Raises:
+            ValueError: a task is not of this profile, or a role is left without a task.
+        """
+        if unknown := sorted(set(tasks) - set(self.tasks)):
+            raise ValueError(
+                f"the profile {self.name!r} has no task {unknown[0]!r}; "
+                f"choose from {', '.join(self.tasks)}"
+            )
+        supported = tuple(task for task in self.supported if task in tasks)
+        patching = tuple(task for task in self.patching if task in tasks)
+        if not (supported and patching):
+            raise ValueError(
+                f"{', '.join(tasks)} makes no pair; choose at least one supported task "
+                f"({', '.join(self.supported)}) and one patching task ({', '.join(self.patching)})"
+            )
+        return replace(self, supported=supported, patching=patching)
+
+
+_CONTEXT = 14  # the longest prompt of the twins has 13 tokens
+_TWINS = Standardise((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
+# the constants of OpenAI's CLIP, the same in every implementation
+_CLIP = Standardise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="smoke",
+            purpose="a test of the machinery, 2 x 2 twins in about a minute",
+            supported=("CIFAR10", "STL10"),
+            patching=("MNIST", "SVHN"),
+            clip=SmallClip(
+                embed_dim=32,
+                vision={
+                    "image_size": 32,
+                    "patch_size": 8,
+                    "width": 32,
+                    "layers": 2,
+                    "head_width": 16,
+                },
+                text={"context_length": _CONTEXT, "width": 32, "heads": 2, "layers": 1},
+                captioned_images=4000,
+                recipe=Recipe(
+                    steps=250,
+                    batch_size=128,
+                    learning_rate=3e-3,
+                    warmup_steps=20,
+                    betas=(0.9, 0.98),
+                ),
+            ),
+            pixels=_TWINS,
+            finetuning=Recipe(steps=60, batch_size=64, learning_rate=2e-3, warmup_steps=5),
+            train_images=500,
+            validation_images=300,
+            test_images=300,
+        ),
+        Profile(
+            name="micro",
+            purpose="13 micro twins and 36 pairs on a laptop",
+            supported=micro.SUPPORTED,
+            patching=micro.PATCHING,
+            clip=SmallClip(
+                embed_dim=128,
+                vision={
+                    "image_size": 32,
+                    "patch_size": 8,
+                    "width": 128,
+                    "layers": 4,
+                    "head_width": 32,
+                },
+                text={"context_length": _CONTEXT, "width": 96, "heads": 3, "layers": 2},
+                captioned_images=40_000,
+                recipe=Recipe(
+                    steps=900,
+                    batch_size=192,
+                    learning_rate=2e-3,
+                    warmup_steps=50,
+                    weight_decay=0.05,
+                    betas=(0.9, 0.98),
+                ),
+            ),
+            pixels=_TWINS,
+            finetuning=Recipe(steps=190, batch_size=64, learning_rate=5e-4, warmup_steps=10),
+            train_images=2500,
+            validation_images=500,
+            test_images=1000,
+        ),
+        Profile(
+            name="paper",
+            purpose="CLIP ViT-B/32 and the 13 real data sets, 36 pairs on a GPU",
+            supported=paper.SUPPORTED,
+            patching=paper.PATCHING,
+            clip="ViT-B-32-quickgelu",
+            pixels=_CLIP,
+            # PAINT's recipe; its checkpoints are large, so they are written seldom
+            finetuning=Recipe(
+                steps=2000,
+                batch_size=128,
+                learning_rate=1e-5,
+                warmup_steps=200,
+                checkpoint_every=500,
+            ),
+            batch_size=128,
+        ),
+    )
+}
+
+
+def get(name: str) -> Profile:
+    """Return the profile called `name`.
+
+    Raises:
+        ValueError: there is none; the names are listed.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

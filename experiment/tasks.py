@@ -1,0 +1,68 @@
+"""Classification tasks: what a task is, and the images of one split.
+
+`experiment.twins.micro` renders the 13 small twins, `experiment.real.datasets` reads the 13 real data
+sets; no name here depends on where images come from.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+__all__ = ["SPLITS", "Split", "SplitName", "Task"]
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A zero-shot classification task: class names and the prompts they are put into.
+
+    Attributes:
+        name: Name of the data set, "CIFAR10".
+        classnames: One human-readable name a class; the index is the label.
+        templates: Prompts with exactly one `{}`, which takes the class name.
+        label: Name for display; "µCIFAR10" for a micro twin.
+
+    Raises:
+        ValueError: If a template does not hold exactly one `{}`, or class names repeat.
+
+    >>> Task("Pets", ("cat", "dog"), ("a photo of a {}.",), "Pets").prompts("cat")
+    ('a photo of a cat.',)
+    """
+
+    name: str
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    label: str
+
+    def __post_init__(self) -> None:
+        wrong = [template for template in self.templates if template.count("{}") != 1]
+        if wrong or not self.templates:
+            first = f", first: {wrong[0]!r}" if wrong else ""
+            raise ValueError(
+                f"{self.name}: {len(wrong)} of {len(self.templates)} templates "
+                f"lack their one '{{}}'{first}"
+            )
+        if len(set(self.classnames)) != len(self.classnames):
+            raise ValueError(f"{self.name}: class names repeat, so the head would hold equal rows")
+
+    def prompts(self, classname: str) -> tuple[str, ...]:
+        """Return `classname` in every template."""
+        return tuple(template.format(classname) for template in self.templates)
+
+
+class Split(NamedTuple):
+    """Images of one split.
+
+    Attributes:
+        images: uint8, shape (n, 3, height, width).
+        labels: int64, shape (n,).
+        sizes: int32, shape (n, 2): width and height of each picture before it was squashed to a
+            square; None where pictures were not squashed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sizes: Tensor | None = None

@@ -1,0 +1,168 @@
+"""The pages "Trade-offs" and "All pairs at a glance" in a browser, opened as files."""
+
+import json
+import re
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiment.tradeoff import best_alpha, best_under_ceiling
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def visit(book_html, browser):
+    """Open a page of results; afterwards no script may have failed and no network been asked."""
+    context = browser.new_context()
+    problems, requests = [], []
+
+    def open_(name: str, **viewport: int):
+        page = context.new_page()
+        page.set_viewport_size({"width": 1280, "height": 900} | viewport)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((book_html / "results" / f"{name}.html").as_uri())
+        return page
+
+    yield open_
+    context.close()
+    assert problems == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.fixture
+def tradeoffs(visit):
+    page = visit("tradeoffs")
+    page.wait_for_selector("#tradeoffs:not([hidden])")
+    return page
+
+
+@pytest.fixture
+def data(tradeoffs):
+    return json.loads(tradeoffs.text_content("#tradeoffs-data"))
+
+
+def settle(page, **settings: object) -> str:
+    """Set controls as a user does, and return what the page then says."""
+    return page.evaluate(
+        """settings => {
+          const { elements } = document.getElementById("tradeoffs");
+          for (const [name, value] of Object.entries(settings)) {
+            elements[name].value = value;
+            elements[name].dispatchEvent(new Event("input", { bubbles: true }));
+          }
+          return document.getElementById("tradeoffs-result").textContent;
+        }""",
+        settings,
+    )
+
+
+def alpha(text: str) -> float:
+    return float(re.search(r"α\* = ([\d.]+)\. ", text)[1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings"), [("weight", [0, 0.25, 0.5, 0.83, 1]), ("ceiling", [0, 1, 7.5, 20])]
+)
+def test_page_chooses_the_alphas_that_python_chooses(tradeoffs, data, rule, settings):
+    for setting in settings:
+        find = {"weight": best_alpha, "ceiling": best_under_ceiling}[rule]
+        value = setting if rule == "weight" else setting / 100
+        expected = {
+            p["id"]: find(data["alphas"], p["supported"], p["patching"], value)
+            for p in data["pairs"]
+        }
+        settle(tradeoffs, rule=rule, **{rule: setting})
+        found = {pair: alpha(settle(tradeoffs, pair=pair)) for pair in expected}
+        assert found == expected
+        mean = alpha(settle(tradeoffs, pair="all"))
+        assert mean == pytest.approx(np.mean([*expected.values()]), abs=5.01e-4)
+
+
+def test_page_says_the_accuracies_at_that_alpha(tradeoffs, data):
+    for pair in data["pairs"][:3]:
+        text = settle(tradeoffs, pair=pair["id"], weight=0.37)
+        shown = [float(x) for x in re.findall(r"([\d.]+) %", text)]
+        expected = [
+            100 * np.interp(x, data["samples"], row)
+            for row in pair["accuracy"]
+            for x in (alpha(text), 0)
+        ]
+        assert shown == pytest.approx(expected, abs=0.0501)
+
+
+def test_slider_moves_by_keyboard_and_only_its_own_is_shown(tradeoffs):
+    weight, ceiling = (tradeoffs.get_by_label(text) for text in ("Weight of", "Highest rise"))
+    before = alpha(tradeoffs.text_content("#tradeoffs-result"))
+    weight.focus()
+    for _ in range(20):
+        weight.press("ArrowRight")
+    assert weight.input_value() == "0.7" and not ceiling.is_visible()
+    assert alpha(tradeoffs.text_content("#tradeoffs-result")) > before
+    tradeoffs.get_by_label("Rule").select_option("ceiling")
+    assert ceiling.is_visible() and not weight.is_visible()
+
+
+def test_chart_has_a_curve_and_a_dot_for_each_pair_and_moves(tradeoffs, data):
+    curves = tradeoffs.locator("#tradeoffs-chart .mark-line.role-mark path")
+    dots = tradeoffs.locator("#tradeoffs-chart .mark-symbol.role-mark path")
+    pairs = len(data["pairs"])
+    assert (curves.count(), dots.count()) == (pairs + 1 + 1, pairs + 1)  # the mean, the selected
+    before = dots.first.get_attribute("transform")
+    settle(tradeoffs, weight=1)
+    tradeoffs.wait_for_function(
+        "old => document.querySelector('#tradeoffs-chart .mark-symbol.role-mark path')"
+        ".getAttribute('transform') !== old",
+        arg=before,
+    )
+
+
+def test_matrix_links_lead_to_files_and_cover_every_pair(visit, book_html):
+    page = visit("glance")
+    links = page.eval_on_selector_all(
+        "table.matrix a", "links => links.map(a => a.getAttribute('href'))"
+    )
+    pairs = list((ROOT / "results/micro/pairs").glob("*.json"))
+    assert len(links) == 4 * len(pairs) and len(set(links)) == len(pairs)
+    for link in set(links):
+        assert (book_html / "results" / urllib.parse.unquote(link)).is_file(), link
+
+
+def test_matrix_scrolls_in_its_own_box_on_a_phone_and_keeps_its_row_names(visit):
+    page = visit("glance", width=390)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    matrix = page.locator("table.matrix").first
+    matrix.evaluate("table => { table.scrollLeft = 120; }")
+    assert matrix.evaluate("table => table.scrollLeft") == 120
+    name, box = matrix.locator("tbody th").first.bounding_box(), matrix.bounding_box()
+    assert name["x"] == pytest.approx(box["x"], abs=3)
+
+
+def column(page, index: int) -> list[str]:
+    cells = page.locator(f"table.dataframe tbody td:nth-child({index + 1})")
+    return [text.strip() for text in cells.all_text_contents()]
+
+
+def test_table_is_sorted_by_keyboard_in_both_directions(visit):
+    page = visit("glance")
+    headers = page.locator("table.dataframe thead th")
+    at = next(i for i, h in enumerate(headers.all_text_contents()) if h.startswith("transfer"))
+    header, numbers = headers.nth(at), sorted(map(float, column(page, at)))
+    header.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert [float(x) for x in column(page, at)] == numbers
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    assert [float(x) for x in column(page, at)] == numbers[::-1]
+    headers.first.locator("button").click()
+    assert header.get_attribute("aria-sort") is None
+    assert column(page, 0) == sorted(column(page, 0), key=lambda text: _natural(text.lower()))
+
+
+def _natural(text: str) -> list[tuple[str, int]]:
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]

@@ -1,0 +1,62 @@
+import pytest
+
+from experiment import cost
+from experiment.real import datasets as paper
+
+
+def test_flops_are_those_of_the_written_out_architecture():
+    per = cost.clip_flops()
+
+    def blocks(layers, width, tokens):  # attention and MLP weights, then scores and mixing
+        return layers * (2 * 12 * width**2 * tokens + 4 * tokens**2 * width)
+
+    stem, projection = 2 * 49 * 3 * 32**2 * 768, 2 * 768 * 512
+    assert per.image == blocks(12, 768, 50) + stem + projection
+    assert per.text == blocks(12, 512, 77) + 2 * 512 * 512
+    # backward takes twice the forward, but no gradient goes to the pixels
+    assert per.training == 3 * per.image - stem
+    assert (per.image_parameters, per.parameters) == (87_849_216, 151_277_313)
+
+
+def test_validation_is_a_tenth_of_train_and_at_most_5000():
+    assert cost.DATA_SETS["DTD"].validation == 376
+    assert cost.DATA_SETS["SVHN"].validation == 5000
+    assert cost.DATA_SETS["ImageNet"].prompts == 80_000
+
+
+def test_data_sets_are_those_of_the_profile():
+    assert {name: data.classes for name, data in cost.DATA_SETS.items()} == paper.CLASSES
+    assert tuple(cost.DATA_SETS) == paper.SUPPORTED + paper.PATCHING
+
+
+def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
+    assert cost.cached_pictures("ImageNet", patching=False) == 5000 + 50_000
+    assert cost.cached_pictures("MNIST", patching=True) == 70_000
+
+
+def test_steps_of_one_pair_are_counted_by_hand():
+    work = cost.steps(["STL10"], ["DTD"], iterations=10, batch_size=4, alphas=3, fresh=1.5)
+    assert list(work) == ["decode", "head", "finetune", "baseline", "curves", "pair"]
+    assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
+    assert work["head"] == cost.Work(2, prompts=20 + 376)
+    assert work["finetune"] == cost.Work(1, training=40)
+    assert work["baseline"] == cost.Work(1, forward=500 + 8000, training=500)
+    repaired = 376 + 1880  # at the zero-shot weights, besides two alphas and the far end
+    forward = 2 * (500 + 376) + 8000 + 1880 + repaired
+    assert work["curves"] == cost.Work(1, forward=forward)
+    assert work["pair"] == cost.Work(1, forward=1314 + 2 * 9880)
+
+
+def test_jobs_are_those_of_the_workflow():
+    names = list(cost.DATA_SETS)
+    jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:]).items()}
+    once = {"decode": 13, "head": 13, "baseline": 4}
+    assert jobs == once | {"finetune": 9, "curves": 9, "pair": 36}
+
+
+def test_hours_add_up_and_fall_with_the_rate():
+    per = cost.Flops(image=10, text=5, training=30, image_parameters=1, parameters=2)
+    work = cost.Work(1, decoded=3600, prompts=7200, forward=3600, training=3600)
+    assert work.hours(per, cost.Rates(1, 1, 1)) == pytest.approx(1 + 1 + 1 + 1)
+    assert work.hours(per, cost.Rates(2, 4, 8)) == pytest.approx(1 / 2 + 2 / 4 + 1 / 8)
+    assert work.flops(per) == 7200 * 5 + 3600 * 10 + 3600 * 30

@@ -1,0 +1,118 @@
+import copy
+import json
+import math
+
+import pytest
+
+from experiment import results
+
+CHOICES = {"limit": 0, "weights": "random", "finetuned": "own"}
+SOLUTION = {
+    "alpha": 0.5, "value": 1.0, "bracket": [0.0, 1.0], "status": "CONVERGED", "evaluations": 4,
+    "trace": [[0.5, 1.0, [0.6, 0.4]]], "stderr": [None, 0.01],
+}  # fmt: skip
+POINT = {
+    "alpha": 0.0,
+    "supported": {"loss": 1.0, "accuracy": 0.5},
+    "patching": {"loss": 1.0, "accuracy": 0.5},
+}
+CURVE = {"classes": 10, "images": 5, "loss": [1.0, 2.0], "accuracy": [0.5, 0.4]}
+RECORD = {
+    "schema": 1, "supported": "CIFAR10", "patching": "GTSRB",
+    "labels": {"supported": "µCIFAR10", "patching": "µGTSRB"}, "normalisation": "zero_shot",
+    "curves": {"alphas": [0.0, 1.0], "supported": CURVE, "patching": CURVE},
+    "solutions": {"exhaustive": SOLUTION, "quintic": SOLUTION, "paper": SOLUTION},
+    "sampling": {
+        "difference": -0.01, "difference_stderr": 0.02, "bootstrap_alpha": 0.0,
+        "bootstrap_value": 0.01, "draws": 500, "forwards": 2000,
+    },
+    "test": {"zero_shot": POINT, "exhaustive": POINT, "quintic": POINT, "fine_tuned": POINT},
+    "metrics": {
+        "length": 1.0, "gradient_norm": 1.0, "gradient_similarity": 0.1,
+        "backward_transfer": {"value": 0.1, "alpha": 0.0},
+        "forgetting": {"loss": 0.1, "accuracy": 0.0},
+        "quasiconvexity_violation": {"sum": 0.0, "supported": 0.0, "patching": 0.0},
+    },
+    "provenance": results.provenance("micro", 0, "cpu", 1.234, **CHOICES),
+}  # fmt: skip
+
+
+def test_record_survives_the_disk(tmp_path):
+    path = tmp_path / "pairs" / "CIFAR10-GTSRB.json"
+    results.write_pair(path, RECORD)
+    assert results.read_pair(path) == RECORD
+    assert [p.name for p in path.parent.iterdir()] == ["CIFAR10-GTSRB.json"]
+
+
+def test_flat_json_holds_the_same_with_a_list_of_numbers_on_a_line(tmp_path):
+    content = {"rows": [[0.5, -1e-05], [3, 4]], "words": ["[1, 2]", "a"], "empty": []}
+    results.write_json(tmp_path / "flat.json", content, flat=True)
+    assert results.read_json(tmp_path / "flat.json") == content
+    lines = (tmp_path / "flat.json").read_text(encoding="utf-8").splitlines()
+    assert "  [0.5,-1e-05]," in lines and '  "[1, 2]",' in lines
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = tmp_path / "p.json"
+    results.write_pair(path, RECORD)
+    text = path.read_text(encoding="utf-8").rstrip()
+    for length in range(0, len(text), 97):
+        path.write_text(text[:length], encoding="utf-8")
+        with pytest.raises(ValueError, match=r"p\.json cannot be read as JSON .* `make book`"):
+            results.read_pair(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("normalisation",), "zeroshot", "normalisation.*zeroshot"),
+        (("curves", "supported", "loss"), [1.0, 2.0, 3.0], "curves.*different lengths"),
+        (("test", "quintic", "supported", "accuracy"), 98.0, "98.0 is greater than the maximum"),
+        (("solutions", "quintic", "alpha"), 1.5, "1.5 is greater than the maximum"),
+        (("metrics", "length"), "1", "'1' is not of type 'number'"),
+    ],
+)
+def test_wrong_record_is_neither_written_nor_read(tmp_path, where, value, message):
+    record = copy.deepcopy(RECORD)
+    target = record
+    for key in where[:-1]:
+        target = target[key]
+    target[where[-1]] = value
+    path = tmp_path / "p.json"
+    with pytest.raises(ValueError, match=message):
+        results.write_pair(path, record)
+    assert not path.exists()
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        results.read_pair(path)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    record = copy.deepcopy(RECORD)
+    record["metrics"]["length"] = math.nan
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write_pair(tmp_path / "p.json", record)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_come_in_the_order_of_the_run_and_none_may_lack(tmp_path):
+    run = {"supported": ["STL10", "CIFAR10"], "patching": ["GTSRB"]}
+    results.write_json(tmp_path / "run.json", run)
+    for supported in ("CIFAR10", "STL10"):
+        results.write_pair(
+            tmp_path / "pairs" / f"{supported}-GTSRB.json", {**RECORD, "supported": supported}
+        )
+    assert [p["supported"] for p in results.read_pairs(tmp_path)] == ["STL10", "CIFAR10"]
+    (tmp_path / "pairs" / "STL10-GTSRB.json").rename(tmp_path / "pairs" / "CIFAR10-GTSRB.json")
+    with pytest.raises(ValueError, match=r"STL10-GTSRB\.json cannot be read"):
+        results.read_pairs(tmp_path)
+
+
+def test_schema_describes_itself():
+    assert results.pair_schema()["description"]
+
+
+def test_provenance_names_the_versions_and_the_commit():
+    provenance = results.provenance("micro", 3, "cpu", 1.0, **CHOICES)
+    assert provenance["versions"].keys() >= {"python", "torch", "open_clip_torch"}
+    assert provenance["seed"] == 3 and provenance["commit"]
