@@ -1,42 +1,48 @@
-# make book   the whole run, from training to the built book   (CORES=2 PROFILE=micro SEED=0)
-#             PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
-# make test   all tests
-# make check  the pages whose inputs have changed since they were made
-# make zip    the book in one archive that needs no server and no network
-# make bench  what choosing alpha costs in evaluations and seconds, and how fast CLIP ViT-B/32 runs here
-# make env    the environment in .venv, which both need
-# make lint   ruff and mypy
+# make book       the whole run, from training to the built book, in artifacts/
+#                 (CORES=2 PROFILE=micro SEED=0)
+#                 PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
+# make test       all tests
+# make reference  for maintainers: the committed results and pages, made again from a run
+# make zip        the committed book in one archive that needs no server and no network
+# make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
+# make mutants    how many faults put into the library its tests find
+# make env        the environment in .venv, which all of these need
+# make lint       ruff and mypy
 PYTHON ?= python3
 CORES ?= 2
 PROFILE ?= micro
 SEED ?= 0
 DATA ?= $(or $(PAINTLIB_DATA),data)
-FINETUNED ?= own
 BIN := .venv/bin
+# only so many steps run side by side as memory holds, and one on each GPU
+MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)')
+GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
+RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy \
+  --logger rich --quiet host reason --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
+  --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
+  finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
 
-.PHONY: book test check zip bench env lint clean
+.PHONY: book test reference zip bench mutants env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
 
-.venv/.ready: requirements.lock pyproject.toml
+.venv/.ready: requirements.lock pyproject.toml experiment/pyproject.toml
 	@echo "environment: about 3 minutes the first time"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --requirement requirements.lock | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-100
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable . --editable experiment
 	@touch $@
 
 book: env
-	@$(BIN)/python -m paintlib book --profile $(PROFILE) --seed $(SEED) --cores $(CORES) \
-	  --data '$(DATA)' --limit '$(LIMIT)' --tasks '$(TASKS)' --finetuned '$(FINETUNED)' --weights '$(WEIGHTS)'
+	@$(BIN)/snakemake book $(RUN)
+
+reference: env
+	@$(BIN)/snakemake reference $(RUN)
 
 test: env
 	$(BIN)/python -m pytest
-
-check: env
-	@$(BIN)/python -m paintlib check --profile $(PROFILE) --seed $(SEED) \
-	  --limit '$(LIMIT)' --tasks '$(TASKS)' --finetuned '$(FINETUNED)'
 
 zip: env
 	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))
@@ -47,6 +53,9 @@ zip: env
 bench: env
 	GOMP_SPINCOUNT=3000 $(BIN)/python benchmarks/solving.py
 	$(BIN)/python benchmarks/throughput.py
+
+mutants: env
+	$(BIN)/mutmut run; $(BIN)/mutmut results
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

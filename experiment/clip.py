@@ -1,20 +1,16 @@
-"""CLIP through open_clip: the model, its zero-shot head, and weights on disk."""
+"""CLIP through open_clip: the model, its tokenizer, its zero-shot head and its classifier."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiment.pixels import Standardise
+from experiment.pixels import standardise
+from experiment.profiles import Standard
 from experiment.tasks import Task
 
 if TYPE_CHECKING:
@@ -164,94 +160,22 @@ def zero_shot_head(
 
 
 def classifier(
-    visual: nn.Module, head: Tensor, pixels: Standardise, autocast: torch.dtype | None = None
+    visual: nn.Module, head: Tensor, standard: Standard, autocast: torch.dtype | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Return the map from images to logits through the image tower `visual` and `head`.
 
     Args:
         visual: the image tower.
         head: `(classes, embed_dim)`, as `zero_shot_head` returns it, on the tower's device.
-        pixels: turns images of range 0..255 into what the tower reads.
+        standard: the pixels that the tower reads.
         autocast: half precision of the tower's products; None keeps the weights' own.
     """
 
     def logits(images: Tensor) -> Tensor:
         parameter = next(visual.parameters())
-        inputs = pixels(images).to(parameter.dtype)
+        inputs = standardise(images, standard).to(parameter.dtype)
         with torch.autocast(parameter.device.type, autocast, enabled=autocast is not None):
             features = visual(inputs)
         return F.normalize(features.to(parameter.dtype), dim=-1) @ head.to(parameter.dtype).T
 
     return logits
-
-
-def save(path: Path, tensors: Mapping[str, Tensor], **metadata: object) -> str:
-    """Write tensors as safetensors, whole or not at all, and return their digest.
-
-    Args:
-        path: the file; its folder is made.
-        tensors: name to tensor; copied to the CPU.
-        metadata: kept as strings in the file's header, beside the SHA-256 digest of the tensors.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {name: str(value) for name, value in metadata.items()}
-    header["digest"] = digest(flat)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file(flat, part, metadata=header)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return header["digest"]
-
-
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save` wrote: the tensors and the metadata.
-
-    Raises:
-        ValueError: the file is missing, truncated or altered; it is named, and nothing half read
-            is returned.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}); "
-            "delete it and run the command again to rebuild it"
-        ) from error
-    if "digest" in metadata and metadata["digest"] != digest(tensors):
-        raise ValueError(
-            f"{path} does not hold what was written into it: its digest differs; "
-            "delete it and run the command again to rebuild it"
-        )
-    return tensors, metadata
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of what `save` wrote, without its tensors.
-
-    Raises:
-        ValueError: the file is missing or no safetensors.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}); "
-            "delete it and run the command again to rebuild it"
-        ) from error
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of `tensors`, in order of name."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()

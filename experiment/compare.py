@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from paintlib import solver
 from paintlib.solver import Solution
 
-QUINTIC = "quintic"
+QUINTIC = "quintic"  # the paper's
+LOG_QUINTIC = "log-quintic"
 BRENT = "Brent (scipy, bounded)"
 GRID = "exhaustive, step 0.05"  # the exhaustive search of the paper
 
 
 def search(objective: solver.Objective) -> Mapping[str, Solution]:
-    """Search an objective on [0, 1] by the quintic, its paper's variant, two peers and three grids.
+    """Search an objective on [0, 1] by both quintics, two peers and three grids.
 
     Args:
         objective: as for `solver.quintic`; its evaluations should be remembered, since every
@@ -25,10 +26,8 @@ def search(objective: solver.Objective) -> Mapping[str, Solution]:
     grids = {step: solver.grid(objective, step=step) for step in (0.1, 0.05, 0.01)}
     ends = [sample for sample in grids[0.05].trace if sample.alpha in (0.0, 1.0)]
     return {
-        QUINTIC: solver.quintic(objective, known=ends),
-        "quintic, paper's variant": solver.quintic(
-            objective, known=grids[0.05].trace, variant="paper"
-        ),
+        QUINTIC: solver.quintic(objective, known=grids[0.05].trace),
+        LOG_QUINTIC: solver.log_quintic(objective, known=ends),
         BRENT: solver.brent(objective),
         "golden section (scipy)": solver.golden(objective),
         **{f"exhaustive, step {step:g}": solution for step, solution in grids.items()},

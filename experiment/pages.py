@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,29 @@ import jupytext
 import nbformat
 import papermill
 import yaml
-from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from paintlib import freshness
+from paintlib.files import replacing
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-class _Kernel(AsyncKernelManager):
-    """Starts the kernel by a command of ours, so that the warm process of a run can fork it."""
+class MystHandler:
+    """How papermill reads the notebooks of this project, which are text (an entry point of it)."""
 
-    def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-        return [sys.executable, "-m", "paintlib", "kernel", self.connection_file]
+    @staticmethod
+    def read(path: str) -> str:
+        """Return the notebook at `path` as JSON."""
+        notebook = jupytext.read(path)
+        notebook.metadata = NotebookNode(kernelspec=KERNEL)
+        return str(nbformat.writes(notebook))
+
+    @staticmethod
+    def pretty_path(path: str) -> str:
+        """Return how papermill names the file."""
+        return path
 
 
 def execute(
@@ -40,7 +45,6 @@ def execute(
     *,
     failures: Path,
     title: str | None = None,
-    inputs: Sequence[str] = (),
 ) -> None:
     """Run the notebook `source` and move it to `target` if nothing went wrong.
 
@@ -52,20 +56,15 @@ def execute(
         parameters: values for the cell tagged `parameters`.
         failures: folder that keeps the traceback and the half-run notebook of a failure.
         title: the page's heading, in place of the one in `source`.
-        inputs: the files that the page is made from, relative to the project's folder; the page
-            keeps their digests. Without any it has no record, and counts as stale.
 
     Raises:
         ValueError: a parameter is unknown to the notebook (its own are listed).
         RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
     """
-    record = freshness.record(inputs) if inputs else None  # of the files as they are now
-    notebook = jupytext.read(source)
-    notebook.metadata = NotebookNode(kernelspec=KERNEL)
+    notebook = nbformat.reads(MystHandler.read(str(source)), as_version=4)
     if title:
-        notebook.cells[0].source = re.sub(
-            r"^# .*$", f"# {title}", notebook.cells[0].source, count=1, flags=re.M
-        )
+        first = notebook.cells[0]
+        first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
     target.parent.mkdir(parents=True, exist_ok=True)
     report = failures / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
@@ -88,51 +87,49 @@ def execute(
                 progress_bar=False,
                 # kernels that start at once race for free TCP ports, so each has its own sockets
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
-                kernel_manager_class=_Kernel,
                 shutdown_kernel="immediate",
             )
         except PapermillExecutionError as error:
             problem = str(error)
         executed = nbformat.read(done, as_version=4)
-        problem = problem or _blemish(executed)
-        if problem:
+        if problem := problem or _blemish(executed):
             failures.mkdir(parents=True, exist_ok=True)
             report.write_text(f"{source} {dict(parameters)}\n{problem}\n", encoding="utf-8")
             shutil.copy(done, report.with_suffix(".ipynb"))
             last = problem.strip().splitlines()[-1]
             raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
-        page = _stable(executed)
-        if record:
-            page.metadata[freshness.KEY] = record
-        _write(page, target)
+    page = _stable(executed)
+    nbformat.validate(page)
+    with replacing(target) as part:
+        part.write_text(nbformat.writes(page), encoding="utf-8")
 
 
 def assemble(
-    prose: Path, target: Path, results: Path, pairs: list[str], announcement: str, *, twins: bool
+    prose: Path, target: Path, name: str, pairs: list[str], announcement: str, *, twins: bool
 ) -> None:
-    """Copy the prose of the book to `target`, for a run whose pages are not the committed ones.
+    """Copy the prose of the book to `target`, beside the executed pages of a run.
 
     Args:
         prose: the book's folder.
-        target: the folder of the new book, which already holds its executed pages.
-        results: the run's results, which replace those of the committed run.
+        target: the folder of the new book; its results are in `target/../results/NAME`.
+        name: of the run.
         pairs: the pairs that have a page, as SUPPORTED-PATCHING.
-        announcement: what stands at the top of every page.
+        announcement: what stands at the top of every page; may be empty.
         twins: whether the tasks are micro twins, which carry a µ.
     """
-    executed = shutil.ignore_patterns("_build", "pairs", "results", ".ipynb_checkpoints")
+    executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
     gallery = target / "results" / "twins.ipynb"
     if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
         shutil.copy(prose / "results" / "twins.ipynb", gallery)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
-    here = os.path.relpath(results, target)
-    config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
-    config["sphinx"]["config"]["paintlib_results"] = here
+    if announcement:
+        config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
+    config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"
     (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     for page in target.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        page.write_text(text.replace("../results/micro/", f"{here}/"), encoding="utf-8")
+        page.write_text(text.replace("../results/micro/", f"../results/{name}/"), encoding="utf-8")
     contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
     for part in contents["parts"]:
         part["chapters"] = [
@@ -170,12 +167,3 @@ def _stable(notebook: NotebookNode) -> NotebookNode:
             if "data" in output:
                 output.data = NotebookNode(sorted(output.data.items()))
     return notebook
-
-
-def _write(notebook: NotebookNode, target: Path) -> None:
-    nbformat.validate(notebook)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with contextlib.ExitStack() as clean:
-        clean.callback(part.unlink, missing_ok=True)
-        part.write_text(nbformat.writes(notebook), encoding="utf-8")
-        os.replace(part, target)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as V
 
+from experiment.profiles import Standard
 from experiment.tasks import Split
 
 Fit = Literal["crop", "squash"]  # to evaluate: shorter side, centre; to train: the whole picture
@@ -49,24 +50,18 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> Image.Image: ...
 
 
-class Standardise(NamedTuple):
-    """The pixels a model was trained with: mean and standard deviation of each channel, in 0..1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return images `(n, 3, height, width)` of range 0..255 as the floats the model reads."""
-        mean, std = _constants(self, images.device)
-        return (images.float() / 255 - mean) / std
-
-
 @lru_cache
-def _constants(standardise: Standardise, device: torch.device) -> tuple[Tensor, Tensor]:
+def _constants(standard: Standard, device: torch.device) -> tuple[Tensor, Tensor]:
     # made once: moving them to a GPU for each batch would wait for the one before
     with torch.inference_mode(False):
-        mean, std = (torch.tensor(row, device=device).view(3, 1, 1) for row in standardise)
+        mean, std = (torch.tensor(row, device=device).view(3, 1, 1) for row in standard)
         return mean, std
+
+
+def standardise(images: Tensor, standard: Standard) -> Tensor:
+    """Return images `(n, 3, height, width)` of range 0..255 as the floats the model reads."""
+    mean, std = _constants(standard, images.device)
+    return (images.float() / 255 - mean) / std
 
 
 def choose(pictures: Pictures, limit: int | None) -> list[int]:

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiment.pixels import Standardise
-from experiment.twins import micro
-from experiment.real import datasets as paper
-from experiment.training import Recipe
-
+SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
+PATCHING = (
+    "Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN", "FashionMNIST",
+)  # fmt: skip
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: AdamW, linear warm-up, cosine decay to zero, clipped gradients."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0
+    checkpoint_every: int = 100
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of `step`, which counts from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Standard(NamedTuple):
+    """The pixels a model was trained with: mean and standard deviation of each channel, in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -46,9 +74,9 @@ class Profile:
             open_clip, whose weights are public and whose tasks are the real data sets.
         pixels: what the image tower reads.
         finetuning: recipe of each fine-tuning.
-        train_images: images to fine-tune on, per task; None for all.
-        validation_images: images on which alpha is chosen, per task; None for all.
-        test_images: images on which results are reported, per task; None for all.
+        train: images to fine-tune on, per task; None for all.
+        validation: images on which alpha is chosen, per task; None for all.
+        test: images on which results are reported, per task; None for all.
         batch_size: images per forward pass when scoring.
         limit: images a split of a dry run; 0 for the experiment itself.
     """
@@ -58,11 +86,11 @@ class Profile:
     supported: tuple[str, ...]
     patching: tuple[str, ...]
     clip: SmallClip | str
-    pixels: Standardise
+    pixels: Standard
     finetuning: Recipe
-    train_images: int | None = None
-    validation_images: int | None = None
-    test_images: int | None = None
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
     batch_size: int = 100
     limit: int = 0
 
@@ -78,15 +106,11 @@ class Profile:
 
     def images(self, split: str) -> int | None:
         """Return how many images a task's split may hold in this profile; None for all."""
-        return {
-            "train": self.train_images,
-            "validation": self.validation_images,
-            "test": self.test_images,
-        }[split]
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def label(self, task: str) -> str:
         """Return how a task is written on pages: a twin carries a µ."""
-        return task if self.real else micro.TASKS[task].label
+        return task if self.real else f"µ{task}"
 
     def limited(self, images: int) -> Profile:
         """Return the dry run of this profile: few images a split, one template, few steps.
@@ -100,20 +124,14 @@ class Profile:
             )
         if not images:
             return self
-        recipe = replace(
-            self.finetuning,
-            steps=min(self.finetuning.steps, images),
-            batch_size=min(self.finetuning.batch_size, images),
-            warmup_steps=min(self.finetuning.warmup_steps, 1),
-        )
-        return replace(
-            self,
-            finetuning=recipe,
-            train_images=images,
-            validation_images=images,
-            test_images=images,
-            limit=images,
-        )
+        few = {
+            "steps": min(self.finetuning.steps, images),
+            "batch_size": min(self.finetuning.batch_size, images),
+            "warmup_steps": min(self.finetuning.warmup_steps, 1),
+        }
+        recipe = replace(self.finetuning, **few)
+        splits = dict.fromkeys(("train", "validation", "test"), images)
+        return replace(self, finetuning=recipe, limit=images, **splits)
 
     def only(self, tasks: Sequence[str]) -> Profile:
         """Return this profile restricted to some of its tasks; their roles stay.
@@ -137,92 +155,58 @@ class Profile:
 
 
 _CONTEXT = 14  # the longest prompt of the twins has 13 tokens
-_TWINS = Standardise((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
+_TWINS = Standard((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
 # the constants of OpenAI's CLIP, the same in every implementation
-_CLIP = Standardise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_CLIP = Standard((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            name="smoke",
-            purpose="a test of the machinery, 2 x 2 twins in about a minute",
-            supported=("CIFAR10", "STL10"),
-            patching=("MNIST", "SVHN"),
-            clip=SmallClip(
-                embed_dim=32,
-                vision={
-                    "image_size": 32,
-                    "patch_size": 8,
-                    "width": 32,
-                    "layers": 2,
-                    "head_width": 16,
-                },
-                text={"context_length": _CONTEXT, "width": 32, "heads": 2, "layers": 1},
-                captioned_images=4000,
-                recipe=Recipe(
-                    steps=250,
-                    batch_size=128,
-                    learning_rate=3e-3,
-                    warmup_steps=20,
-                    betas=(0.9, 0.98),
-                ),
-            ),
-            pixels=_TWINS,
-            finetuning=Recipe(steps=60, batch_size=64, learning_rate=2e-3, warmup_steps=5),
-            train_images=500,
-            validation_images=300,
-            test_images=300,
+    "smoke": Profile(
+        name="smoke",
+        purpose="a test of the machinery, 2 x 2 twins in about a minute",
+        supported=("CIFAR10", "STL10"),
+        patching=("MNIST", "SVHN"),
+        clip=SmallClip(
+            embed_dim=32,
+            vision={"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+            text={"context_length": _CONTEXT, "width": 32, "heads": 2, "layers": 1},
+            captioned_images=4000,
+            recipe=Recipe(250, 128, learning_rate=3e-3, warmup_steps=20, betas=(0.9, 0.98)),
         ),
-        Profile(
-            name="micro",
-            purpose="13 micro twins and 36 pairs on a laptop",
-            supported=micro.SUPPORTED,
-            patching=micro.PATCHING,
-            clip=SmallClip(
-                embed_dim=128,
-                vision={
-                    "image_size": 32,
-                    "patch_size": 8,
-                    "width": 128,
-                    "layers": 4,
-                    "head_width": 32,
-                },
-                text={"context_length": _CONTEXT, "width": 96, "heads": 3, "layers": 2},
-                captioned_images=40_000,
-                recipe=Recipe(
-                    steps=900,
-                    batch_size=192,
-                    learning_rate=2e-3,
-                    warmup_steps=50,
-                    weight_decay=0.05,
-                    betas=(0.9, 0.98),
-                ),
-            ),
-            pixels=_TWINS,
-            finetuning=Recipe(steps=190, batch_size=64, learning_rate=5e-4, warmup_steps=10),
-            train_images=2500,
-            validation_images=500,
-            test_images=1000,
+        pixels=_TWINS,
+        finetuning=Recipe(60, 64, learning_rate=2e-3, warmup_steps=5),
+        train=500,
+        validation=300,
+        test=300,
+    ),
+    "micro": Profile(
+        name="micro",
+        purpose="13 micro twins and 36 pairs on a laptop",
+        supported=SUPPORTED,
+        patching=PATCHING,
+        clip=SmallClip(
+            embed_dim=128,
+            vision={"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
+            text={"context_length": _CONTEXT, "width": 96, "heads": 3, "layers": 2},
+            captioned_images=40_000,
+            recipe=Recipe(900, 192, 2e-3, warmup_steps=50, weight_decay=0.05, betas=(0.9, 0.98)),
         ),
-        Profile(
-            name="paper",
-            purpose="CLIP ViT-B/32 and the 13 real data sets, 36 pairs on a GPU",
-            supported=paper.SUPPORTED,
-            patching=paper.PATCHING,
-            clip="ViT-B-32-quickgelu",
-            pixels=_CLIP,
-            # PAINT's recipe; its checkpoints are large, so they are written seldom
-            finetuning=Recipe(
-                steps=2000,
-                batch_size=128,
-                learning_rate=1e-5,
-                warmup_steps=200,
-                checkpoint_every=500,
-            ),
-            batch_size=128,
-        ),
-    )
+        pixels=_TWINS,
+        finetuning=Recipe(190, 64, learning_rate=5e-4, warmup_steps=10),
+        train=2500,
+        validation=500,
+        test=1000,
+    ),
+    "paper": Profile(
+        name="paper",
+        purpose="CLIP ViT-B/32 and the 13 real data sets, 36 pairs on a GPU",
+        supported=SUPPORTED,
+        patching=PATCHING,
+        clip="ViT-B-32-quickgelu",
+        pixels=_CLIP,
+        # PAINT's recipe; its checkpoints are large, so they are written seldom
+        finetuning=Recipe(2000, 128, learning_rate=1e-5, warmup_steps=200, checkpoint_every=500),
+        batch_size=128,
+    ),
 }
 
 

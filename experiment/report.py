@@ -1,7 +1,6 @@
 """What the pages share: one palette, one way to draw a pair, tables that can be downloaded.
 
-Nothing here computes a result; `normalised` and `Correlation` only put numbers of the results files
-into the form that figures and tables show.
+Nothing here runs a model or a solver: numbers of the results files are only put into form.
 """
 
 from __future__ import annotations
@@ -25,29 +24,24 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
-from scipy import interpolate, stats
+from scipy import stats
 
-from paintlib.losses import normaliser
+from paintlib.fits import log_spline
+from paintlib.normalisation import Normaliser, normaliser
 
 Pair = Mapping[str, Any]  # one results file, see experiment.results
 
 COLOURS = {  # Okabe and Ito's palette: told apart with any common colour blindness
-    "supported": "#0072B2",
-    "patching": "#D55E00",
-    "total": "#000000",
-    "exhaustive": "#E69F00",
-    "quintic": "#009E73",
-    "accuracy": "#CC79A7",
-    "muted": "#767676",
-}
+    "supported": "#0072B2", "patching": "#D55E00", "total": "#000000", "grid": "#E69F00",
+    "quintic": "#009E73", "log_quintic": "#56B4E9", "accuracy": "#CC79A7", "muted": "#767676",
+}  # fmt: skip
 ROLES = ("supported", "patching")
-MARKERS = {"exhaustive": "s", "quintic": "o"}  # never colour alone
+SOLVERS = {"grid": "exhaustive search", "quintic": "quintic", "log_quintic": "log-quintic"}
+MARKERS = {"grid": "s", "quintic": "o", "log_quintic": "D"}  # never colour alone
 AXES = {  # of a loss under each normalisation
-    "zero_shot": "loss / zero-shot loss",
-    "log_classes": "loss / ln(classes)",
-    "minmax": "loss, from its minimum 0 to its maximum 1",
-    "none": "loss, nats per image",
-}
+    "zero_shot": "loss / zero-shot loss", "log_classes": "loss / ln(classes)",
+    "minmax": "loss, from its minimum 0 to its maximum 1", "none": "loss, nats per image",
+}  # fmt: skip
 PROFILES = {
     "smoke": "a test of the machinery on four tiny pairs; its numbers mean nothing",
     "micro": "small rendered twins of the data sets, so no number here is a number of the paper",
@@ -56,11 +50,7 @@ PROFILES = {
 
 
 def use_style(image_format: str = "svg") -> None:
-    """Set the look of every figure of the book, and make its bytes repeatable.
-
-    Args:
-        image_format: what a notebook stores; "svg" but for photographs, where "png" is smaller.
-    """
+    """Set the look of every figure, with repeatable bytes; for photographs "png" is smaller."""
     plt.rcParams.update(matplotlib.rcParamsDefault | {"backend": plt.rcParams["backend"]})
     plt.rcParams.update({
         # a phone shows 5.2 inches on 340 pixels: 11 points are then 10 pixels high
@@ -70,8 +60,7 @@ def use_style(image_format: str = "svg") -> None:
         "font.size": 11, "axes.titlesize": 11, "legend.fontsize": 11, "xtick.labelsize": 11,
         "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
-        "axes.axisbelow": True,
-        "lines.linewidth": 1.8, "svg.hashsalt": "paintlib",
+        "axes.axisbelow": True, "lines.linewidth": 1.8, "svg.hashsalt": "paintlib",
         "axes.prop_cycle": cycler(color=[*COLOURS.values()]),
     })  # fmt: skip
     if get_ipython() is not None:
@@ -91,62 +80,56 @@ def name(pair: Pair) -> str:
     return f"{pair['labels']['supported']} + {pair['labels']['patching']}"
 
 
+def _scales(pair: Pair, kind: str | None = None) -> list[Normaliser]:
+    curves = (pair["curves"][role] for role in ROLES)
+    return [normaliser(kind or pair["normalisation"], c["loss"], c["classes"]) for c in curves]
+
+
 def normalised(
     pair: Pair, kind: str | None = None, at: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Return both normalised validation losses, shape `(2, alphas)`: supported, patching.
 
-    Args:
-        pair: one results file.
-        kind: one of `losses.NORMALISATIONS`; by default the one the pair was solved with.
-        at: alphas; by default the sampled ones. Between samples the logarithm of each loss is
-            interpolated by a cubic spline, because losses along a path are close to log-polynomial.
+    By default as the pair was solved, at the samples; between them `fits.log_spline` interpolates.
     """
     rows = []
-    for task in (pair["curves"][role] for role in ROLES):
-        scale = normaliser(kind or pair["normalisation"], task["loss"], task["classes"])
-        loss = np.asarray(task["loss"])
+    for role, scale in zip(ROLES, _scales(pair, kind), strict=True):
+        loss = np.asarray(pair["curves"][role]["loss"])
         if at is not None:
-            loss = np.exp(interpolate.CubicSpline(pair["curves"]["alphas"], np.log(loss))(at))
+            loss = log_spline(pair["curves"]["alphas"], loss)(at)
         rows.append((loss - scale.offset) / scale.unit)
     return np.array(rows)
 
 
 def test_sum(pair: Pair, at: str) -> float:
-    """Return the sum of both test losses at one of the alphas in `pair["test"]`, say "quintic".
-
-    The scales are those of the validation losses, so the number compares with a solution's value.
-    """
-    total = 0.0
-    for role in ROLES:
-        curve = pair["curves"][role]
-        scale = normaliser(pair["normalisation"], curve["loss"], curve["classes"])
-        total += scale(pair["test"][at][role]["loss"])
-    return total
+    """Return the sum of both test losses at a point of `pair["test"]`, by the validation scales."""
+    scales = zip(ROLES, _scales(pair), strict=True)
+    return sum(scale(pair["test"][at][role]["loss"]) for role, scale in scales)
 
 
-def told_apart(pair: Pair) -> bool:
-    """Return whether the sums at the two solvers' alphas differ beyond their sampling error.
+def gain(pair: Pair, solver: str = "quintic") -> float:
+    """Return the part of the exhaustive search's loss sum that `solver` saves, as a fraction."""
+    grid, found = (float(pair["solutions"][key]["value"]) for key in ("grid", solver))
+    return 1 - found / grid if found != grid else 0.0  # under minmax both can be 0
 
-    That is by more than 1.96 standard errors of the difference, measured image by image.
-    """
-    sampling = pair["sampling"]
-    return bool(abs(sampling["difference"]) > 1.96 * sampling["difference_stderr"])
+
+def told_apart(pair: Pair, solver: str = "quintic") -> bool:
+    """Return whether the solver's sum and the grid's are more than 1.96 standard errors apart."""
+    found = pair["sampling"][solver]
+    return bool(abs(found["difference"]) > 1.96 * found["stderr"])
 
 
 def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
-    """Draw a pair's two normalised losses, their sum, and the answers of both solvers on `ax`.
-
-    The answers are drawn only where they belong: under the normalisation they were found with.
-    """
+    """Draw a pair's normalised losses, their sum and, if found under `kind`, the answers."""
     alphas, parts = pair["curves"]["alphas"], normalised(pair, kind)
     ax.plot(alphas, parts[0], color=COLOURS["supported"], ls="--", label="supported task")
     ax.plot(alphas, parts[1], color=COLOURS["patching"], ls="-.", label="patching task")
     ax.plot(alphas, parts.sum(0), color=COLOURS["total"], label="their sum")
     for solver in MARKERS if (kind or pair["normalisation"]) == pair["normalisation"] else ():
-        answer_ = pair["solutions"][solver]
-        ax.plot(answer_["alpha"], answer_["value"], MARKERS[solver], color=COLOURS[solver], ms=8,
-                mec="white", ls="none", label=f"{solver}: α = {answer_['alpha']:.3f}")  # fmt: skip
+        alpha, value = (pair["solutions"][solver][key] for key in ("alpha", "value"))
+        size = 5 if solver == "log_quintic" else 9  # where both lie on one point, both are seen
+        ax.plot(alpha, value, MARKERS[solver], color=COLOURS[solver], ms=size, mec="white",
+                ls="none", label=f"{SOLVERS[solver]}: α = {alpha:.3f}")  # fmt: skip
     ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel=AXES[kind or pair["normalisation"]],
            xlim=(-0.02, 1.02))  # fmt: skip
 
@@ -170,25 +153,20 @@ def drawn(fig: Figure) -> pd.DataFrame:
     rows = []
     for number, ax in enumerate(fig.axes, start=1):
         panel = ax.get_title().replace("\n", " ") or str(number)
-        boxes = [box for box in ax.patches if isinstance(box, Rectangle)]
         found: list[tuple[ArrayLike, Artist]] = [(line.get_xydata(), line) for line in ax.lines]
-        found += [(box.get_corners()[::2], box) for box in boxes]
-        for ranges in (c for c in ax.collections if isinstance(c, LineCollection)):
-            found += [(segment, ranges) for segment in ranges.get_segments()]
+        found += [(b.get_corners()[::2], b) for b in ax.patches if isinstance(b, Rectangle)]
+        ranges = [c for c in ax.collections if isinstance(c, LineCollection)]
+        found += [(segment, lines) for lines in ranges for segment in lines.get_segments()]
         for points, artist in found:
             known = artist.get_transform().contains_branch_seperately(ax.transData)
             for point in np.asarray(points, dtype=float):
                 rows.append((panel, artist.get_label(), *np.where(known, point, np.nan)))
-    return pd.DataFrame(rows, columns=["panel", "series", _axis(fig, "x"), _axis(fig, "y")])
-
-
-def _axis(fig: Figure, side: str) -> str:
-    common = fig.get_supxlabel() if side == "x" else fig.get_supylabel()
-    labels = [
-        common,
-        *(str(ax.get_xlabel() if side == "x" else ax.get_ylabel()) for ax in fig.axes),
-    ]
-    return " | ".join(dict.fromkeys(filter(None, labels))).replace("\n", " ") or side
+    labels = {
+        "x": [fig.get_supxlabel(), *(ax.get_xlabel() for ax in fig.axes)],
+        "y": [fig.get_supylabel(), *(ax.get_ylabel() for ax in fig.axes)],
+    }
+    axes = [" | ".join(dict.fromkeys(filter(None, own))) or side for side, own in labels.items()]
+    return pd.DataFrame(rows, columns=["panel", "series", *(a.replace("\n", " ") for a in axes)])
 
 
 class Correlation(NamedTuple):
@@ -206,18 +184,13 @@ class Correlation(NamedTuple):
         x, y = np.asarray(x, float), np.asarray(y, float)
         if len(x) < 3 or not (np.ptp(x) and np.ptp(y)):
             return cls(len(x), *[math.nan] * 4)
-        linear, rank = stats.pearsonr(x, y), stats.spearmanr(x, y)
-        numbers = (linear.statistic, linear.pvalue, rank.statistic, rank.pvalue)
-        return cls(len(x), *(float(number) for number in numbers))
+        return cls(len(x), *map(float, (*stats.pearsonr(x, y), *stats.spearmanr(x, y))))
 
     def __str__(self) -> str:
-        """Say the coefficients, or that they cannot be computed."""
         if math.isnan(self.pearson):
             return f"not computable from {self.n} points"
-        return (
-            f"Pearson r = {self.pearson:+.3f} (p {p_text(self.p)}), "
-            f"Spearman ρ = {self.spearman:+.3f} (p {p_text(self.p_rank)}), n = {self.n}"
-        )
+        rank = f"Spearman ρ = {self.spearman:+.3f} (p {p_text(self.p_rank)}), n = {self.n}"
+        return f"Pearson r = {self.pearson:+.3f} (p {p_text(self.p)}), {rank}"
 
 
 def p_text(p: float) -> str:
@@ -228,8 +201,7 @@ def p_text(p: float) -> str:
 def csv_link(frame: pd.DataFrame, name: str) -> str:
     """Return an HTML link that downloads `frame` as `name`.csv, without any server."""
     rows = frame.round(10).to_csv(index=False, float_format="%.8g", lineterminator="\n")
-    data = urllib.parse.quote(rows)
-    file = html.escape(name, quote=True)
+    file, data = html.escape(name, quote=True), urllib.parse.quote(rows)
     return f'<a download="{file}.csv" href="data:text/csv;charset=utf-8,{data}">{file}.csv</a>'
 
 
@@ -238,11 +210,11 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = No
     """Return `frame` as a table that scrolls sideways on a phone, with its CSV download below.
 
     Args:
-        frame: the numbers at full precision, which is what the download holds.
+        frame: the numbers; the download holds all columns at full precision.
         name: of the downloaded file, without ".csv".
         formats: per column a format such as "{:.2f}"; other columns are shown as they are.
         links: one address per row, put on the first column.
-        columns: those to show; all by default. The download holds all in any case.
+        columns: those to show; all by default.
     """
     shown = frame[list(columns or frame.columns)].astype(object)
     for column in shown:
@@ -253,8 +225,8 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = No
         shown[shown.columns[0]] = [f'<a href="{html.escape(a)}">{x}</a>' for a, x in first]
     body = shown.to_html(index=False, border=0, escape=False, justify="left")
     body = body.replace("<td>", '<td style="padding: .2em .6em">')
-    download = f"<p>Download: {csv_link(frame, name)}</p>"
-    return HTML(f'<div style="overflow-x:auto">{body}</div>{download}')
+    link = csv_link(frame, name)
+    return HTML(f'<div style="overflow-x:auto">{body}</div><p>Download: {link}</p>')
 
 
 def tint(value: float, largest: float) -> str:
@@ -272,79 +244,57 @@ def matrix(pairs: Sequence[Pair], values: Sequence[float], form: str, label: str
            marked: Sequence[bool] | None = None) -> HTML:  # fmt: skip
     """Return one number per pair as a matrix: supported tasks down, patching tasks across.
 
-    Each number links to its pair's page and is coloured by `tint`. A combination without a pair
-    stays empty.
-
-    Args:
-        pairs: n results files.
-        values: n numbers.
-        form: such as "{:.2f}".
-        label: what the numbers are, for those who do not see the table.
-        marked: n truths, whether a number carries a star; none by default.
+    Each number is printed by `form`, links to its pair's page and is coloured by `tint`; those
+    `marked` carry a star. A combination without a pair stays empty. `label` says what the numbers
+    are, for those who do not see the table.
     """
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
-    largest = max(map(abs, values))
-    cells = {}
+    largest, cells = max(map(abs, values)), {}
     marks = [False] * len(pairs) if marked is None else marked
     for pair, value, star in zip(pairs, values, marks, strict=True):
-        text = form.format(value) + ("*" if star else "")
-        cells[pair["supported"], pair["patching"]] = (
-            f'<td style="background: {tint(value, largest)}">'
-            f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{text}</a></td>'
-        )
+        link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">'
+        cell = f'<td style="background: {tint(value, largest)}">{link}{form.format(value)}'
+        cells[pair["supported"], pair["patching"]] = f"{cell}{'*' if star else ''}</a></td>"
     heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
     rows = ""
     for supported, task in down.items():
         row = "".join(cells.get((supported, patching), "<td></td>") for patching in across)
         rows += f'<tr><th scope="row">{task}</th>{row}</tr>'
-    return HTML(
-        f'<table class="matrix" aria-label="{html.escape(label)}">'
-        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    )
+    body = f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return HTML(f'<table class="matrix" aria-label="{html.escape(label)}">{body}</table>')
+
+
+def is_dry(pair: Pair) -> bool:
+    """Return whether a pair's numbers mean nothing: few images, or random weights."""
+    return bool(pair["run"]["limit"]) or pair["run"]["weights"] == "random"
 
 
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     """Return a page's answer, marked with the profile it is true for."""
     profile, what = _common(pairs, "profile"), ""
-    if any(pair["provenance"]["limit"] for pair in pairs):
-        what = "a dry run on a few images, so no number here means anything; "
-    elif any(pair["provenance"]["weights"] == "random" for pair in pairs):
-        what = "random weights, so no number here means anything; "
+    if any(map(is_dry, pairs)):
+        what = "a dry run on a few images or random weights, so no number here means anything; "
     what += PROFILES.get(profile, profile)
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
 def caption(text: str, fig: Figure | None = None, name: str = "") -> Markdown:
-    """Return the caption of the figure or table above it: the finding, in a sentence.
-
-    Args:
-        text: the finding.
-        fig: the figure; the caption then ends with a download of the numbers it draws.
-        name: of the downloaded file, without ".csv".
-    """
+    """Return the caption of what is above it; of a figure, with a download of what it draws."""
     data = f" Data of the figure: {csv_link(drawn(fig), name)}." if fig else ""
     return Markdown(f"**What it shows.** {text}{data}")
 
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
-    """Return the line at the foot of a page: what its numbers were made from, and with what.
-
-    Where the pairs disagree, all values are listed and a warning precedes them.
-    """
-    keys = ("profile", "seed", "weights", "finetuned", "limit", "commit", "device")
-    facts = {key: _common(pairs, key) for key in keys}
-    facts["fine-tuned weights"] = facts.pop("finetuned")
+    """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
+    facts = {key: _common(pairs, key) for key in ("profile", "seed", "weights", "limit")}
+    facts["fine-tuned weights"] = _common(pairs, "finetuned")
     facts["normalisation"] = " | ".join(sorted({str(pair["normalisation"]) for pair in pairs}))
-    packages = sorted({k for pair in pairs for k in pair["provenance"]["versions"]})
-    for package in packages:
-        seen = {str(pair["provenance"]["versions"].get(package, "none")) for pair in pairs}
-        facts[package] = " | ".join(sorted(seen))
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
-    return Markdown(f"{warning}*Provenance of {len(pairs)} pairs: {line}.*")
+    status = "Commit, versions and times are on the page [Status](../status.md)"
+    return Markdown(f"{warning}*The run behind {len(pairs)} pairs: {line}. {status}.*")
 
 
 def _common(pairs: Sequence[Pair], key: str) -> str:
-    seen = {str(pair["provenance"][key]) for pair in pairs}
-    return " | ".join(sorted(seen))
+    return " | ".join(sorted({str(pair["run"][key]) for pair in pairs}))

@@ -1,32 +1,41 @@
-"""What a run leaves behind: one JSON file per pair, its schema, and where it came from."""
+"""What a run leaves behind: one JSON file per pair, its schema, and one file of provenance."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import importlib.resources
 import json
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-_ROOT = Path(__file__).resolve().parent.parent
-_CODE = ("paintlib", "notebooks", "Snakefile")  # what can change a number
-_PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib")
+from paintlib.files import replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+REBUILD = "delete it and run `make book` to rebuild it"
+
+
+def find(folder: Path | str) -> Path:
+    """Return the folder of a run's results, given from here or from the project's folder.
+
+    Raises:
+        ValueError: there is none at either place.
+    """
+    for place in (Path(folder), ROOT / folder):
+        if (place / "run.json").exists():
+            return place
+    raise ValueError(
+        f"there are no results in {folder}, seen from {Path.cwd()} or from {ROOT}; `make book` "
+        "makes artifacts/RUN/results/RUN, and results/micro comes with the project"
+    )
 
 
 @functools.cache
 def pair_schema() -> dict[str, Any]:
     """Return the JSON schema of a pair's file; its descriptions are the documentation."""
-    text = importlib.resources.files("paintlib").joinpath("pair.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+    return read_json(Path(__file__).with_name("pair.schema.json"))
 
 
 def write_pair(path: Path, record: Mapping[str, Any]) -> None:
@@ -53,13 +62,10 @@ def read_pair(path: Path | str) -> dict[str, Any]:
 def read_pairs(folder: Path | str) -> list[dict[str, Any]]:
     """Read all pairs of a run, in the order of its `run.json`.
 
-    Args:
-        folder: `results/<run>`, which holds `run.json` and `pairs/`.
-
     Raises:
-        ValueError: a pair's file is missing, damaged, or of another run.
+        ValueError: a pair's file is missing, damaged, or of another pair.
     """
-    folder = Path(folder)
+    folder = find(folder)
     run = read_json(folder / "run.json")
     records = []
     for supported in run["supported"]:
@@ -83,17 +89,11 @@ def write_json(path: Path | str, content: Mapping[str, Any], *, flat: bool = Fal
     Raises:
         ValueError: a number is not finite.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        if flat:
-            text = re.sub(r"\[\n[-+.,\de\s]+\]", lambda numbers: "".join(numbers[0].split()), text)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    if flat:
+        text = re.sub(r"\[\n[-+.,\de\s]+\]", lambda numbers: "".join(numbers[0].split()), text)
+    with replacing(Path(path)) as part:
         part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -105,62 +105,10 @@ def read_json(path: Path | str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({error}); delete it and run `make book` to rebuild it"
-        ) from error
+        raise ValueError(f"{path} cannot be read as JSON ({error}); {REBUILD}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
-
-
-def provenance(
-    profile: str,
-    seed: int,
-    device: str,
-    wall_seconds: float,
-    *,
-    limit: int,
-    weights: str,
-    finetuned: str,
-) -> dict[str, Any]:
-    """Return where a number comes from.
-
-    Args:
-        profile: name of the profile.
-        seed: of the run.
-        device: what computed it.
-        wall_seconds: how long that took.
-        limit: images a split of a dry run; 0 otherwise.
-        weights: where the zero-shot weights come from.
-        finetuned: where the fine-tuned weights come from.
-    """
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "profile": profile,
-        "seed": seed,
-        "limit": limit,
-        "weights": weights,
-        "finetuned": finetuned,
-        "commit": commit(),
-        "versions": versions,
-        "device": device,
-        "wall_seconds": round(wall_seconds, 2),
-    }
-
-
-def commit() -> str:
-    """Return the short hash of the code's commit, with "+" if the code differs from it."""
-    try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--", *_CODE) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _check(record: Mapping[str, Any], path: Path | str) -> None:
@@ -177,7 +125,4 @@ def _check(record: Mapping[str, Any], path: Path | str) -> None:
         where, what = "curves", f"rows of different lengths {sorted(samples)}"
     else:
         where, what = "/".join(map(str, error.absolute_path)) or "the top level", error.message
-    raise ValueError(
-        f"{path} does not follow the schema at {where}: {what}; "
-        "delete it and run `make book` to rebuild it"
-    )
+    raise ValueError(f"{path} does not follow the schema at {where}: {what}; {REBUILD}")

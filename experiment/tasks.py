@@ -1,13 +1,16 @@
 """Classification tasks: what a task is, and the images of one split.
 
-`experiment.twins.micro` renders the 13 small twins, `experiment.real.datasets` reads the 13 real data
-sets; no name here depends on where images come from.
+`experiment.twins.micro` renders the 13 small twins, `experiment.real.datasets` reads the 13 real
+data sets; no name here depends on where images come from.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SPLITS", "Split", "SplitName", "Task"]
 

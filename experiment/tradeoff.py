@@ -49,14 +49,8 @@ def best_under_ceiling(
     Allowed is an alpha with $L_s(\alpha) \le (1 + c) L_s(0)$. Alpha = 0 always is. Of equal
     patching losses the smallest alpha is returned.
 
-    Args:
-        alphas: `(n,)`, the first 0.
-        supported: `(n,)`, the supported task's loss at each alpha, in any unit.
-        patching: `(n,)`, the patching task's.
-        ceiling: c, the relative rise of the supported loss that is allowed; 0.01 is 1 %.
-
-    Raises:
-        ValueError: the ceiling is negative or NaN; otherwise as `best_alpha`.
+    Args and errors are those of `best_alpha`, but for `ceiling`: c, the relative rise of the
+    supported loss that is allowed, 0.01 is 1 %. It must not be negative.
 
     >>> best_under_ceiling([0.0, 0.5, 1.0], [1.0, 1.2, 2.0], [4.0, 2.0, 1.0], ceiling=0.25)
     0.5

@@ -6,9 +6,8 @@ Both are generators of steps, so that the caller shows the progress: `for step i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,33 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiment import clip
-from experiment.pixels import Standardise, random_resized_crop, to_device
+from experiment import weights
+from experiment.pixels import random_resized_crop, standardise, to_device
+from experiment.profiles import Recipe, Standard
+from experiment.progress import bar
 from experiment.tasks import Split
 
 if TYPE_CHECKING:
     from open_clip import CLIP
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW, linear warm-up, cosine decay to zero, clipped gradients."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    checkpoint_every: int = 100
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of `step`, which counts from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class Step(NamedTuple):
@@ -59,7 +39,7 @@ def pretrain(
     images: Tensor,
     tokens: Tensor,
     captions: Tensor,
-    pixels: Standardise,
+    standard: Standard,
     recipe: Recipe,
     *,
     seed: int,
@@ -72,7 +52,7 @@ def pretrain(
         images: uint8 `(n, 3, height, width)`.
         tokens: int64 `(m, context_length)`, the distinct captions.
         captions: int64 `(n,)`, the caption of each image as a row of `tokens`.
-        pixels: turns images into what the image tower reads.
+        standard: the pixels that the image tower reads.
         recipe: the optimiser's settings; weights of one dimension are not decayed.
         seed: decides the order of the images.
         checkpoint: where to keep the state; a later call with the same arguments goes on there.
@@ -91,7 +71,7 @@ def pretrain(
         rows = batch(len(images), recipe.batch_size, step, seed)
         # each distinct caption of the batch is encoded once
         distinct, position = torch.unique(captions[rows], return_inverse=True)
-        image = F.normalize(model.encode_image(pixels(images[rows])), dim=-1)
+        image = F.normalize(model.encode_image(standardise(images[rows], standard)), dim=-1)
         text = F.normalize(model.encode_text(tokens[distinct]), dim=-1)[position]
         value: Tensor = contrastive(image, text, model.logit_scale.exp())
         return value
@@ -185,7 +165,7 @@ def _fit(
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    identity = f"{identity} {recipe} {clip.digest({'start': _fingerprint(model)})}"
+    identity = f"{identity} {recipe} {weights.digest({'start': _fingerprint(model)})}"
     start = _resume(checkpoint, identity, model, optimiser, named) if checkpoint else 0
     on_cpu = next(model.parameters()).device.type == "cpu"
     model.train()
@@ -213,7 +193,7 @@ def _fit(
                 for name, parameter in named.items():
                     for key, value in optimiser.state[parameter].items():
                         state[f"optimiser.{key}.{name}"] = value
-                clip.save(checkpoint, state, step=done, identity=identity)
+                weights.save(checkpoint, state, step=done, identity=identity)
         yield Step(done, loss.detach())
     model.eval()
 
@@ -231,7 +211,7 @@ def _resume(
 ) -> int:
     if not checkpoint.exists():
         return 0
-    state, metadata = clip.load(checkpoint)
+    state, metadata = weights.load(checkpoint)
     if metadata.get("identity") != identity:
         raise ValueError(
             f"{checkpoint} was left by a run with other settings, images or starting weights; "
@@ -244,3 +224,14 @@ def _resume(
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
     return int(metadata["step"])
+
+
+def watch(steps: Iterable[Step], total: int, what: str) -> None:
+    """Go through `steps` with a progress bar, which counts from where a killed run went on."""
+    with bar(None, what, total=total) as progress:
+        for step in steps:
+            if step.number > progress.n + 1:
+                progress.initial = step.number - 1  # resumed: the time left counts from here
+            progress.update(step.number - progress.n)
+            if step.number % 50 == 0:
+                progress.set_postfix(loss=f"{float(step.loss):.3f}", refresh=False)

@@ -1,18 +1,24 @@
 """Choose the coefficient of model patching by its loss, and know how good the choice is."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
+
+from paintlib.normalisation import normaliser
+from paintlib.objective import PairObjective, Score
+from paintlib.store import Store
 
 if TYPE_CHECKING:
     from paintlib.interpolation import WeightPath
-    from paintlib.losses import PairObjective, Score, TaskLoss, normaliser
+    from paintlib.losses import TaskLoss
 
-__all__ = ["PairObjective", "Score", "TaskLoss", "WeightPath", "normaliser"]
+__all__ = ["PairObjective", "Score", "Store", "TaskLoss", "WeightPath", "normaliser"]
+__version__ = importlib.metadata.version("paintlib")
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import, and the solver, the metrics and the pages do not need it
-    if name not in __all__:
+    # torch takes seconds to import, and only the weights and the losses need it
+    home = {"WeightPath": "interpolation", "TaskLoss": "losses"}.get(name)
+    if home is None:
         raise AttributeError(f"module 'paintlib' has no attribute {name!r}")
-    home = "interpolation" if name == "WeightPath" else "losses"
     return getattr(importlib.import_module(f"paintlib.{home}"), name)

@@ -1,23 +1,22 @@
-"""Polynomials through a few samples of an objective: of the sum, or of each task's log-loss.
-
-The solver minimises them in place of the objective, which is expensive.
-"""
+"""Curves through samples of an objective, which is expensive: the solver minimises them instead."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
+from scipy import interpolate, optimize
 
 if TYPE_CHECKING:
     from paintlib.solver import Evaluation
+
+__all__ = ["Fit", "fit_parts", "fit_quintic", "log_spline", "window"]
 
 POINTS = 6  # a quintic has six coefficients
 SAME = 1e-9  # alphas closer than this share of the bracket are one alpha
@@ -32,22 +31,21 @@ class Fit:
 
     def __call__(self, alpha: ArrayLike) -> NDArray[np.float64]:
         """Return the predicted sum at each alpha."""
-        return self._total([p(np.asarray(alpha, float)) for p in self.polynomials])
+        x = np.asarray(alpha, float)
+        return np.asarray(sum(_exp(p(x)) if log else p(x) for p, log in self._parts()))
 
     def slope(self, alpha: ArrayLike) -> NDArray[np.float64]:
         """Return the derivative of the predicted sum at each alpha."""
         x = np.asarray(alpha, float)
         # (exp p)' = p' exp p
-        terms = [
-            p.deriv()(x) * (_exp(p(x)) if log else 1.0)
-            for p, log in zip(self.polynomials, self.logs, strict=True)
-        ]
-        return np.asarray(sum(terms))
+        return np.asarray(
+            sum(p.deriv()(x) * (_exp(p(x)) if log else 1.0) for p, log in self._parts())
+        )
 
     def curvature(self, alpha: float) -> float:
         """Return the second derivative of the predicted sum at `alpha`."""
         total = 0.0
-        for p, log in zip(self.polynomials, self.logs, strict=True):
+        for p, log in self._parts():
             first, second = float(p.deriv()(alpha)), float(p.deriv(2)(alpha))
             # (exp p)'' = (p'' + p'^2) exp p
             total += (second + first**2) * float(_exp(p(alpha))) if log else second
@@ -67,20 +65,17 @@ class Fit:
         ]
         return float(min([*roots, low, high], key=lambda a: float(self(a))))
 
-    def _total(self, fitted: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        terms = [_exp(f) if log else f for f, log in zip(fitted, self.logs, strict=True)]
-        return np.asarray(sum(terms))
+    def _parts(self) -> Iterable[tuple[Polynomial, bool]]:
+        return zip(self.polynomials, self.logs, strict=True)
 
 
 def fit_quintic(samples: Iterable[Evaluation]) -> Polynomial:
     """Return the polynomial through the sum at the six samples around the lowest one.
 
-    With fewer samples the degree is lower: always one less than the number of samples used. The
-    six are found from the smallest bracketing interval (the lowest sample and its neighbours)
-    outwards, the nearer sample first; at equal distance, the one with the lower value.
+    With fewer samples the degree is lower: always one less than the number of samples used.
 
     Args:
-        samples: evaluations in any order; more than six may be given.
+        samples: evaluations in any order; more than six may be given, see `window`.
 
     Raises:
         ValueError: there are fewer than two samples, or an alpha twice.
@@ -95,22 +90,19 @@ def fit_quintic(samples: Iterable[Evaluation]) -> Polynomial:
 
 
 def fit_parts(samples: Iterable[Evaluation]) -> Fit:
-    """Return the model of `quintic`: a polynomial per part, through the samples around the lowest.
+    """Return the model of `log_quintic`: a polynomial per part, samples chosen as in `fit_quintic`.
 
-    Chosen as in `fit_quintic`. A part that is positive at all of them is fitted by its logarithm,
-    which for the losses along a path is much closer to a polynomial than the loss itself; unless
-    the lowest sample, left out, is predicted three times better without logarithms (so it is after
-    `minmax`, whose zeros give the logarithm a pole).
-
-    Args:
-        samples: evaluations in any order, with equally many parts.
+    A part that is positive at all of them is fitted by its logarithm, which for the losses along a
+    path is much closer to a polynomial than the loss itself; unless the lowest sample, left out,
+    is predicted three times better without logarithms (so it is after `minmax`, whose zeros give
+    the logarithm a pole).
 
     Raises:
         ValueError: as `fit_quintic`.
     """
     chosen = window(sorted(samples))
     alphas = [s.alpha for s in chosen]
-    columns = list(zip(*(s.parts for s in chosen), strict=True))
+    columns = [np.array(column) for column in zip(*(s.parts for s in chosen), strict=True)]
     best = min(range(len(chosen)), key=lambda i: chosen[i].value)
     logs = tuple(_log_is_smoother(alphas, column, best) for column in columns)
     return Fit(
@@ -123,7 +115,11 @@ def fit_parts(samples: Iterable[Evaluation]) -> Fit:
 
 
 def window(samples: list[Evaluation]) -> list[Evaluation]:
-    """Return up to six neighbouring samples around the lowest of the ascending `samples`."""
+    """Return up to six neighbouring samples around the lowest of the ascending `samples`.
+
+    They are found from the smallest bracketing interval (the lowest sample and its neighbours)
+    outwards, the nearer sample first; at equal distance, the one with the lower value.
+    """
     if len(samples) < 2:
         raise ValueError(f"{len(samples)} samples given; a fit needs at least two")
     best = min(range(len(samples)), key=lambda i: samples[i].value)
@@ -141,30 +137,42 @@ def window(samples: list[Evaluation]) -> list[Evaluation]:
     return samples[first : last + 1]
 
 
+def log_spline(alphas: ArrayLike, losses: ArrayLike) -> Callable[[ArrayLike], NDArray[np.float64]]:
+    """Return a curve through all samples: a cubic spline of the logarithm of the losses.
+
+    Args:
+        alphas: `(n,)`, ascending.
+        losses: `(n,)` or `(n, curves)`, positive.
+
+    >>> round(float(log_spline([0.0, 0.5, 1.0], [1.0, 0.5, 0.25])(0.25)), 6)
+    0.707107
+    """
+    spline = interpolate.CubicSpline(alphas, np.log(losses))
+    return lambda alpha: np.asarray(np.exp(spline(alpha)))
+
+
 def _exp(x: ArrayLike) -> NDArray[np.float64]:
     """Return e^x, held below the overflow that a fit to a steep part can reach between samples."""
     return np.exp(np.minimum(x, 600.0))
 
 
-def _log_is_smoother(alphas: Sequence[float], part: Sequence[float], probe: int) -> bool:
+def _log_is_smoother(alphas: list[float], part: NDArray[np.float64], probe: int) -> bool:
     """Return whether a fit to log(part) predicts the sample `probe`, left out, well enough."""
-    if min(part) <= 0:
+    if part.min() <= 0:
         return False
     if len(alphas) < 4:
         return True
-    kept = [i for i in range(len(alphas)) if i != probe]
-    x, y = [alphas[i] for i in kept], np.asarray([part[i] for i in kept])
+    x, y = np.delete(alphas, probe), np.delete(part, probe)
     with_log = float(_exp(_interpolate(x, np.log(y))(alphas[probe])))
     without = float(_interpolate(x, y)(alphas[probe]))
-    return abs(with_log - part[probe]) <= 3 * abs(without - part[probe])
+    return bool(abs(with_log - part[probe]) <= 3 * abs(without - part[probe]))
 
 
-def _interpolate(alphas: Sequence[float], values: ArrayLike) -> Polynomial:
+def _interpolate(alphas: Sequence[float] | NDArray[np.float64], values: ArrayLike) -> Polynomial:
     """Return the polynomial through all points."""
     for a, b in itertools.pairwise(alphas):
         if a == b:
             raise ValueError(f"alpha = {a} is sampled twice; a fit needs distinct alphas")
     # `full` keeps numpy from warning when samples are so close that the highest terms are lost.
-    points = np.asarray(alphas, float), np.asarray(values, float)
-    polynomial, _ = Polynomial.fit(*points, len(alphas) - 1, full=True)
+    polynomial, _ = Polynomial.fit(np.asarray(alphas), np.asarray(values), len(alphas) - 1, full=True)
     return polynomial

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import weakref
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+
+__all__ = ["WeightPath"]
+
+CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
 
 
 class WeightPath:
@@ -53,8 +60,21 @@ class WeightPath:
 
     @property
     def length(self) -> float:
-        """Return the 2-norm of w_ft - w_zs, summed in float64."""
-        return float(torch.linalg.vector_norm(self.end.double() - self.start.double()))
+        """Return the 2-norm of w_ft - w_zs, summed in float64 on the device, by chunks."""
+        chunks = zip(self.start.split(CHUNK), self.end.split(CHUNK), strict=True)
+        return math.hypot(*(float(torch.dist(a.double(), b.double())) for a, b in chunks))
+
+    @cached_property
+    def digests(self) -> tuple[str, str]:
+        """Return the SHA-256 of each end: names, shapes and bytes, in the order of the names."""
+        start, end = hashlib.sha256(), hashlib.sha256()
+        sides = self.unflatten(self.start), self.unflatten(self.end)
+        pairs = {name: (sides[0][name], sides[1][name]) for name in self._shapes} | self._integers
+        for name in sorted(pairs):
+            for digest, tensor in zip((start, end), pairs[name], strict=True):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.cpu().reshape(-1).numpy().data)
+        return start.hexdigest(), end.hexdigest()
 
     def at(self, alpha: float) -> Tensor:
         """Return w(alpha) as a new flat vector, bit-exact at alpha = 0 and 1."""

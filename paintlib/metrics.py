@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+__all__ = [
+    "BackwardTransfer", "Forgetting", "backward_transfer", "forgetting", "gain",
+    "gradient_similarity", "quasiconvexity_violation",
+]  # fmt: skip
+
+CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
 
 
 class BackwardTransfer(NamedTuple):
@@ -36,9 +43,9 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
     Positive when the first step towards the fine-tuned weights lowers the supported loss.
 
     Args:
-        displacement: `w_zs - w_ft`, flat, `(parameters,)`: an array or a torch tensor on any
-            device, summed in float64.
-        gradient: gradient of the supported loss at `w_zs`, of the same length.
+        displacement: `w_zs - w_ft`, flat, `(parameters,)`: an array, or a torch tensor, which
+            stays on its device; sums are in float64.
+        gradient: gradient of the supported loss at `w_zs`, of the same length and kind.
 
     Raises:
         ValueError: the lengths differ, a value is not finite, or a vector is zero.
@@ -46,16 +53,25 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
     >>> gradient_similarity([3.0, 0.0], [1.0, 1.0])  # doctest: +ELLIPSIS
     0.7071...
     """
-    a, b = _vector("displacement", displacement), _vector("gradient", gradient)
-    if a.size != b.size:
+    a, b = _flat("displacement", displacement), _flat("gradient", gradient)
+    if len(a) != len(b):
         raise ValueError(
-            f"displacement has {a.size} numbers but gradient has {b.size}; flatten both in the "
+            f"displacement has {len(a)} numbers but gradient has {len(b)}; flatten both in the "
             "same order of parameters"
         )
     # Unit scale first: squares of tiny gradients would underflow, of huge ones overflow.
-    a, b = a / np.abs(a).max(), b / np.abs(b).max()
-    cosine = float(a @ b) / (float(np.linalg.norm(a)) * float(np.linalg.norm(b)))
-    return max(-1.0, min(1.0, cosine))
+    scales = _peak(a), _peak(b)
+    for name, scale in zip(("displacement", "gradient"), scales, strict=True):
+        if scale == 0:
+            raise ValueError(
+                f"{name} is zero, so its direction is undefined; check that the two checkpoints "
+                "differ and that the gradient was computed"
+            )
+    sums = np.zeros(3)
+    for i in range(0, len(a), CHUNK):
+        x, y = (_double(v[i : i + CHUNK]) / scale for v, scale in zip((a, b), scales, strict=True))
+        sums += [float(x @ y), float(x @ x), float(y @ y)]
+    return max(-1.0, min(1.0, float(sums[0] / np.sqrt(sums[1] * sums[2]))))
 
 
 def backward_transfer(
@@ -87,7 +103,8 @@ def backward_transfer(
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
     BackwardTransfer(value=1.5, alpha=0.0)
     """
-    a, loss = _vector("alphas", alphas, zero_ok=True), _vector("losses", losses, zero_ok=True)
+    a, loss = (_flat(name, np.asarray(x, float)) for name, x in
+               (("alphas", alphas), ("losses", losses)))  # fmt: skip
     if a.size != loss.size or a.size < 2:
         raise ValueError(
             f"{a.size} alphas and {loss.size} losses; pass one loss per alpha, alpha = 0 and at "
@@ -143,6 +160,15 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
     return Forgetting(float(patched[0] / zero_shot[0] - 1.0), float(zero_shot[1] - patched[1]))
 
 
+def gain(value: float, reference: float) -> float:
+    """Return by which share of `reference` the `value` is lower.
+
+    >>> gain(1.5, 2.0)
+    0.25
+    """
+    return 1.0 - value / reference
+
+
 def quasiconvexity_violation(values: ArrayLike) -> float:
     r"""Return by how much a sampled curve fails to be quasi-convex: 0 for a curve with one valley.
 
@@ -165,7 +191,7 @@ def quasiconvexity_violation(values: ArrayLike) -> float:
     >>> quasiconvexity_violation([0.0, 1.0, 0.25, 2.0])
     0.75
     """
-    f = _vector("values", values, zero_ok=True)
+    f = _flat("values", np.asarray(values, float))
     if f.size < 3:
         return 0.0
     left = np.minimum.accumulate(f)[:-2]
@@ -173,21 +199,25 @@ def quasiconvexity_violation(values: ArrayLike) -> float:
     return max(0.0, float((f[1:-1] - np.maximum(left, right)).max()))
 
 
-def _vector(name: str, values: Any, *, zero_ok: bool = False) -> NDArray[np.float64]:
-    if hasattr(values, "detach"):  # a torch tensor, perhaps on a device; torch is not imported here
-        values = values.detach().cpu().double().numpy()
-    vector = np.asarray(values, dtype=np.float64)
+def _flat(name: str, values: Any) -> Any:
+    """Return an array of float64, or a torch tensor where it is, if it is finite and flat."""
+    vector = values.detach() if hasattr(values, "detach") else np.asarray(values, float)
     if vector.ndim != 1:
-        raise ValueError(f"{name} has shape {vector.shape}; flatten it to one dimension")
-    bad = np.flatnonzero(~np.isfinite(vector))
-    if bad.size:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; flatten it to one dimension")
+    if not math.isfinite(_peak(vector)):
+        bad = ~(abs(vector) < math.inf)
+        first = int(bad.nonzero()[0][0])
         raise ValueError(
-            f"{name} has {bad.size} numbers that are not finite, first: {vector[bad[0]]} at index "
-            f"{bad[0]}"
-        )
-    if not zero_ok and not vector.any():
-        raise ValueError(
-            f"{name} is zero, so its direction is undefined; check that the two checkpoints differ "
-            "and that the gradient was computed"
+            f"{name} has {int(bad.sum())} numbers that are not finite, first: "
+            f"{float(vector[first])} at index {first}"
         )
     return vector
+
+
+def _peak(vector: Any) -> float:
+    """Return the largest magnitude, without a copy; NaN if there is one."""
+    return max(float(vector.max()), -float(vector.min())) if len(vector) else 0.0
+
+
+def _double(vector: Any) -> Any:
+    return vector.double() if hasattr(vector, "double") else vector

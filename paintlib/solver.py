@@ -1,8 +1,8 @@
-"""Find the alpha that minimises a sum of losses in few evaluations: quintic, grid and two peers.
+"""Find the alpha that minimises a sum of losses: the paper's quintic, the grid, and three peers.
 
 Floats in, floats out: an objective maps alpha to one normalised loss per task (or to their sum)
 and is expensive, since each call is a pass over the data sets. All solvers return the same frozen
-`Solution`, and none returns a point worse than the best one it has seen.
+`Solution`, and none returns a point worse than the best one it has seen, unless told not to look.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
 
-from paintlib.fits import POINTS, SAME, Fit, fit_parts, fit_quintic, window
+from paintlib.fits import POINTS, SAME, fit_parts, fit_quintic
 from paintlib.metrics import quasiconvexity_violation
 
 __all__ = [
-    "Evaluation", "Fit", "Solution", "StandardError", "Status", "brent", "fit_parts",
-    "fit_quintic", "golden", "grid", "quintic", "standard_error",
+    "Evaluation", "Solution", "Status", "brent", "golden", "grid", "log_quintic", "quintic",
 ]  # fmt: skip
 
 Objective = Callable[[float], float | Sequence[float]]
@@ -44,18 +43,6 @@ class Evaluation(NamedTuple):
     parts: tuple[float, ...]
 
 
-class StandardError(NamedTuple):
-    """Sampling errors: how alpha* and the minimum would vary from one draw of images to another.
-
-    Attributes:
-        alpha: of alpha*; NaN where it is an end of the bracket, or the curvature is not positive.
-        value: of the summed normalised loss there.
-    """
-
-    alpha: float
-    value: float
-
-
 class Status(enum.Enum):
     """How a search ended; the value of each member is advice."""
 
@@ -64,6 +51,7 @@ class Status(enum.Enum):
     AT_END = "the minimum is the end of the bracket: the fine-tuned weights can be used as they are"
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
+    UNVERIFIED = "the minimum of a fit, not evaluated: its value is the fit's; verify=True is sure"
     BUDGET = "evaluations ran out before the tolerance was met; raise max_evals or widen xtol"
 
 
@@ -80,8 +68,6 @@ class Solution:
         trace: all samples the answer rests on: the known ones by alpha, then the fresh ones in
             the order of their evaluation.
         evaluations: number of fresh ones, the price of this answer.
-        stderr: sampling errors by the delta method, see `standard_error`; None where the objective
-            does not tell the losses of single images.
     """
 
     alpha: float
@@ -90,92 +76,113 @@ class Solution:
     status: Status
     trace: tuple[Evaluation, ...]
     evaluations: int
-    stderr: StandardError | None = None
 
     @property
     def fresh(self) -> tuple[Evaluation, ...]:
         """The evaluations this search paid for, in order."""
         return self.trace[len(self.trace) - self.evaluations :]
 
-    def record(self, evaluations: int | None = None) -> dict[str, Any]:
-        """Return the solution as plain numbers, for a results file.
-
-        Args:
-            evaluations: the price to state, where it is not the number of fresh evaluations
-                because known ones are charged to this answer too.
-        """
-        return {
-            "alpha": self.alpha,
-            "value": self.value,
-            "bracket": list(self.bracket),
-            "status": self.status.name,
-            "evaluations": self.evaluations if evaluations is None else evaluations,
-            "stderr": self.stderr and [x if math.isfinite(x) else None for x in self.stderr],
-            "trace": [[s.alpha, s.value, list(s.parts)] for s in self.trace],
-        }
+    @property
+    def verified(self) -> bool:
+        """Whether `value` was seen at `alpha`; otherwise a fit foretells it, see `quintic`."""
+        return any(sample.alpha == self.alpha for sample in self.trace)
 
 
 def quintic(
     objective: Objective,
     bracket: tuple[float, float] = (0.0, 1.0),
     *,
-    xtol: float = 1e-3,
-    max_evals: int | None = None,
+    step: float = 0.05,
     known: Iterable[Evaluation] = (),
-    variant: Literal["parts", "paper"] = "parts",
+    verify: bool = True,
 ) -> Solution:
-    """Minimise a sum of losses by the root of the derivative of a fitted quintic.
+    """Minimise as the paper does (section 3): a quintic in the smallest interval with a minimum.
 
-    Two variants share the idea of the paper (section 3): find the smallest interval that brackets
-    the minimum, approximate the function there by a polynomial of degree five, and take the root
-    of the derivative.
+    The paper's: the smallest interval that brackets the minimum, an approximation of fifth order
+    of the sum there, the root of its derivative. Our choices where it is silent: the samples are
+    those of the exhaustive search; the interval reaches from the lowest sample to its neighbours;
+    the quintic passes through the six samples around it (`fit_quintic`); one evaluation verifies
+    the root, and the better of it and the lowest sample is returned.
 
-    `parts` (default) spends few evaluations. It starts from the ends and the middle, fits each
-    task's log-loss by a polynomial through the (at most six) samples around the lowest one, takes
-    the root of the derivative of the fitted *sum* inside the bracket, evaluates there, and fits
-    again. It stops when the root is within `xtol` of the best point and promises a gain of at most
-    1e-6 of the value, and the fit without that point had its root there too (within `xtol`) and
-    foretold its value (to 1e-3): a root is verified before it is believed. Where the steps of the
-    fits do not shrink, a golden section of the widest gap in the bracket is evaluated instead, so
-    that the search ends on any function. A minimum at an end is certified by an evaluation at
-    distance `xtol` from it.
-
-    `paper` follows the text. The paper's: the smallest bracketing interval, the quintic of the
-    sum, the root of its derivative. Our choices where it is silent: the samples are those of the
-    exhaustive search (step 1/20 of the bracket; or `known`, if it holds both ends and at least six
-    points); the interval reaches from the lowest sample to its neighbours; the quintic passes
-    through the six samples around it (`fit_quintic`); the lowest root inside is verified by one
-    evaluation, and the better of it and the lowest sample is returned.
+    Numbers in the code are those of the book's equations, with their labels.
 
     Args:
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
         bracket: the ends of the search, in ascending order.
-        xtol: tolerance on alpha, in its own unit; `paper` does not iterate and ignores it.
-        max_evals: largest number of fresh evaluations. By default six, plus one for each end that
-            is not known (`parts`), or as many as the missing samples and the verification need
-            (`paper`).
-        known: evaluations already paid for, such as the ends that several pairs share. All inside
-            the bracket are used; those outside are ignored.
-        variant: `parts` or `paper`.
+        step: distance of the samples, as for `grid`.
+        known: evaluations already paid for; those outside the bracket are ignored. Both ends and
+            four more stand for the grid, fewer are added to it.
+        verify: evaluate the root. Otherwise the root is the answer and `value` that of the
+            polynomial: one evaluation is saved, and F(alpha) may lie above the lowest sample. The
+            status is then UNVERIFIED, but for an objective that is flat or has two valleys.
 
     Returns:
-        The best point seen, known ones included. The status is CONVERGED, AT_START or AT_END after
-        success. Independent of how the search went, it is FLAT if all values are equal, and
-        NOT_QUASICONVEX if the samples show two valleys.
+        The best point seen, known ones included. The status is CONVERGED, AT_START or AT_END;
+        whatever the search, it is FLAT if all values are equal, and NOT_QUASICONVEX if the samples
+        show two valleys.
 
     Raises:
-        ValueError: the bracket, `xtol`, `max_evals`, `known` or `variant` is invalid; a loss is
-            not finite (its alpha is named); the number of parts changes between calls.
+        ValueError: the bracket, `step` or `known` is invalid; a loss is not finite (its alpha is
+            named); the number of parts changes between calls.
 
-    >>> quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
+    >>> round(quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).alpha, 9)
+    0.875
+    """
+    record = _Record(objective, bracket, known)
+    if not (len(record.samples) >= POINTS and record.has(record.low) and record.has(record.high)):
+        for alpha in record.divide(step):
+            record(alpha)  # (1.3) eq-objective
+    left, right = record.bracket()  # (1.5) eq-bracket: F(l) > F(m) < F(r)
+    polynomial = fit_quintic(record.samples)
+    roots = polynomial.deriv().roots().real  # (3.3) eq-root: P'(a) = 0
+    inside = [float(root) for root in roots if left <= root <= right]
+    # the lowest: P' turns positive there, or P falls or rises all the way to an end
+    root = min([*inside, left, right], key=polynomial)
+    if verify or record.has(root):
+        record(root)
+        return record.solution(record.place())
+    return record.solution(Status.UNVERIFIED, (root, float(polynomial(root))))
+
+
+def log_quintic(
+    objective: Objective,
+    bracket: tuple[float, float] = (0.0, 1.0),
+    *,
+    xtol: float = 1e-3,
+    max_evals: int | None = None,
+    known: Iterable[Evaluation] = (),
+) -> Solution:
+    """Minimise in few evaluations by fits to each task's log-loss, (3.4) eq-parts of the book.
+
+    It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
+    (at most six) samples around the lowest one, takes the root of the derivative of the fitted
+    *sum* inside the bracket, evaluates there, and fits again. It stops when the root is within
+    `xtol` of the best point and promises a gain of at most 1e-6 of the value, and the fit without
+    that point had its root there too (within `xtol`) and foretold its value (to 1e-3): a root is
+    verified before it is believed. Where the steps of the fits do not shrink, a golden section of
+    the widest gap in the bracket is evaluated instead, so that the search ends on any function. A
+    minimum at an end is certified by an evaluation at distance `xtol` from it.
+
+    Args:
+        objective: as for `quintic`.
+        bracket: the ends of the search, in ascending order.
+        xtol: tolerance on alpha, in its own unit.
+        max_evals: largest number of fresh evaluations; six by default, plus one for each end that
+            is not known.
+        known: evaluations already paid for, such as the ends that several pairs share. All inside
+            the bracket are used; those outside are ignored.
+
+    Returns:
+        As `quintic`, or with the status BUDGET.
+
+    Raises:
+        ValueError: `xtol` or `max_evals` is invalid, or as for `quintic`.
+
+    >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
     """
-    if variant not in ("parts", "paper"):
-        raise ValueError(f"unknown variant {variant!r}; choose 'parts' or 'paper'")
     record = _Record(objective, bracket, known)
-    _check_xtol(xtol, record)
-    if variant == "paper":
-        return _paper(record, max_evals)
+    record.check_xtol(xtol)
     missing = sum(not record.has(end) for end in (record.low, record.high))
     record.limit(6 + missing if max_evals is None else max_evals, at_least=missing)
     return record.solution(_search(record, xtol))
@@ -226,21 +233,6 @@ def _foreseen(record: _Record, xtol: float) -> bool:
     return near and abs(float(fit(best.alpha)) - best.value) <= AGREE * record.scale()
 
 
-def _paper(record: _Record, max_evals: int | None) -> Solution:
-    """Fit the sum on samples of a grid, evaluate the root once, return the best point."""
-    sampled = len(record.samples) >= POINTS and record.has(record.low) and record.has(record.high)
-    alphas = [] if sampled else _divide(record.low, record.high, 20)
-    missing = [alpha for alpha in alphas if not record.has(alpha)]
-    needed = len(missing) + 1
-    record.limit(needed if max_evals is None else max_evals, at_least=needed)
-    for alpha in missing:
-        record(alpha)
-    root = Fit((fit_quintic(record.samples),), (False,)).minimum(*record.bracket())
-    if not record.has(root):
-        record(root)
-    return record.solution(record.place())
-
-
 def grid(
     objective: Objective,
     bracket: tuple[float, float] = (0.0, 1.0),
@@ -269,18 +261,7 @@ def grid(
     [-1.0, -0.5, 0.0, 0.5, 1.0]
     """
     record = _Record(objective, bracket, known)
-    width = record.high - record.low
-    if not (math.isfinite(step) and 0 < step <= width):
-        raise ValueError(f"step is {step}; it must be positive and at most {width}, the bracket")
-    count = round(width / step)
-    if abs(count * step - width) > SAME * width:
-        raise ValueError(
-            f"step {step} does not divide the bracket of width {width}, so its end would be "
-            f"missed; use {width / math.ceil(width / step)}"
-        )
-    missing = [x for x in _divide(record.low, record.high, count) if not record.has(x)]
-    record.limit(len(missing), at_least=0)
-    for alpha in missing:
+    for alpha in record.divide(step):
         record(alpha)
     return record.solution(record.place())
 
@@ -291,8 +272,9 @@ def brent(
     *,
     xtol: float = 1e-3,
     max_evals: int = 50,
+    known: Iterable[Evaluation] = (),
 ) -> Solution:
-    """Minimise by scipy's bounded Brent (golden section and parabolas), the peer of `quintic`.
+    """Minimise by scipy's bounded Brent (golden section and parabolas), a peer.
 
     It sees only the sum, and never visits the ends: where the minimum is an end, it comes within
     about `xtol` of it and the status says so.
@@ -301,13 +283,15 @@ def brent(
         objective: as for `quintic`.
         bracket: the ends of the search, in ascending order.
         xtol: tolerance on alpha, in its own unit.
-        max_evals: largest number of evaluations, at least 2.
+        max_evals: largest number of fresh evaluations, at least 2.
+        known: evaluations already paid for: they compete for the minimum, and are not paid for
+            again where the search comes by.
 
     Raises:
-        ValueError: as for `quintic`.
+        ValueError: as for `log_quintic`.
     """
-    record = _Record(objective, bracket, ())
-    _check_xtol(xtol, record)
+    record = _Record(objective, bracket, known)
+    record.check_xtol(xtol)
     record.limit(max_evals, at_least=2)
     result = optimize.minimize_scalar(
         lambda alpha: record(float(alpha)).value,
@@ -324,6 +308,7 @@ def golden(
     *,
     xtol: float = 1e-3,
     max_evals: int = 50,
+    known: Iterable[Evaluation] = (),
 ) -> Solution:
     """Minimise by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
@@ -331,8 +316,8 @@ def golden(
     towards the lower end finds. Arguments and errors are those of `brent`, but for `max_evals`,
     which is at least 3.
     """
-    record = _Record(objective, bracket, ())
-    _check_xtol(xtol, record)
+    record = _Record(objective, bracket, known)
+    record.check_xtol(xtol)
     record.limit(max_evals, at_least=3)
     width = record.high - record.low
     lower = min(record(record.low), record(record.high), key=lambda end: end.value)
@@ -351,52 +336,6 @@ def golden(
         options={"xtol": xtol / width / 2, "maxiter": record.budget - 1},  # one point comes first
     )
     return record.solution(record.place() if result.success else Status.BUDGET)
-
-
-def standard_error(objective: Objective, samples: Iterable[Evaluation]) -> StandardError | None:
-    """Return the sampling errors of the lowest sample, by the delta method.
-
-    alpha* solves J'(alpha) = 0, so to first order its error is that of the slope over the
-    curvature: Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2. Tasks have images of their own, so
-    their variances add: Var(J') = sum over tasks of Var_i(l_i') / n. An image's slope l_i' is that
-    of the polynomial through its losses at the samples around alpha*.
-
-    Args:
-        objective: has a method `per_image(alpha)`, as `losses.PairObjective` does, that returns
-            one array per task of what each image adds to the mean, or None where it is not known.
-        samples: evaluations of it.
-
-    Returns:
-        None if the objective has no such method or knows too few samples by image.
-    """
-    if not hasattr(objective, "per_image"):
-        return None
-    samples, per_image = sorted(samples), objective.per_image
-    best = min(samples, key=lambda sample: sample.value)
-    lowest = per_image(best.alpha)
-    if lowest is None:
-        return None
-    value = math.sqrt(sum(float(row.var()) / len(row) for row in lowest))
-    # differences of samples that all but coincide would be differences of rounding errors
-    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    kept = [best]
-    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
-            kept.append(sample)
-    known = [sample for sample in kept if per_image(sample.alpha) is not None]
-    if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
-        return StandardError(math.nan, value)
-    chosen = window(sorted(known))
-    centre = np.array([s.alpha for s in chosen]) - best.alpha
-    # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
-    scale = np.abs(centre).max()
-    powers = np.vander(centre / scale, increasing=True).T
-    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
-    columns = zip(*(per_image(s.alpha) for s in chosen), strict=True)
-    slopes = [weights @ np.stack(column) for column in columns]
-    spread = math.sqrt(sum(float(row.var()) / len(row) for row in slopes))
-    curvature = fit_parts(kept).curvature(best.alpha)
-    return StandardError(spread / curvature if curvature > 0 else math.nan, value)
 
 
 class _Record:
@@ -430,6 +369,30 @@ class _Record:
                 "pass more evaluations by `known`"
             )
         self.budget = budget
+
+    def check_xtol(self, xtol: float) -> None:
+        """Refuse a tolerance that means nothing in this bracket."""
+        width = self.high - self.low
+        if not (math.isfinite(xtol) and 1e-8 * width <= xtol < width):
+            raise ValueError(
+                f"xtol is {xtol}; it must be below the bracket's width {width}, and at least 1e-8 "
+                "of it, since rounding hides the minimum beyond"
+            )
+
+    def divide(self, step: float) -> list[float]:
+        """Return the multiples of `step`, both ends included, each rounded only once."""
+        width = self.high - self.low
+        if not (math.isfinite(step) and 0 < step <= width):
+            raise ValueError(f"step is {step}; it must be positive, and at most {width}, the width")
+        count = round(width / step)
+        if abs(count * step - width) > SAME * width:
+            raise ValueError(
+                f"step {step} does not divide the bracket of width {width}, so its end would be "
+                f"missed; use {width / math.ceil(width / step)}"
+            )
+        start, end = Fraction(repr(self.low)), Fraction(repr(self.high))
+        inner = [float(start + i * (end - start) / count) for i in range(1, count)]
+        return [self.low, *inner, self.high]
 
     def __call__(self, alpha: float) -> Evaluation:
         """Return the evaluation at `alpha`: a known one, or a fresh one, which is charged."""
@@ -488,28 +451,21 @@ class _Record:
             return Status.AT_START
         return Status.AT_END if alpha >= self.high - margin else Status.CONVERGED
 
-    def solution(self, status: Status) -> Solution:
-        """Return the best sample; what the samples show about the objective goes before `status`.
+    def solution(self, status: Status, found: tuple[float, float] | None = None) -> Solution:
+        """Return the best sample, or the point `found` by a fit, as alpha and value.
 
-        A bump is held against quasi-convexity only if it stands out of the rounding of the values.
+        What the samples show about the objective goes before `status`. A bump is held against
+        quasi-convexity only if it stands out of the rounding of the values.
         """
         values = [sample.value for sample in self.samples]
         if self.flat() and len(values) >= POINTS:
             status = Status.FLAT
         elif quasiconvexity_violation(values) > NOISE * self.span():
             status = Status.NOT_QUASICONVEX
-        best = self.best()
+        alpha, value = found or self.best()[:2]
         paid = set(self.fresh)
         trace = (*(sample for sample in self.samples if sample not in paid), *self.fresh)
-        return Solution(
-            best.alpha,
-            best.value,
-            self.bracket(),
-            status,
-            trace,
-            len(self.fresh),
-            standard_error(self.objective, self.samples),
-        )
+        return Solution(alpha, value, self.bracket(), status, trace, len(self.fresh))
 
     def _same(self, a: float, b: float) -> bool:
         return abs(a - b) <= SAME * (self.high - self.low)
@@ -543,19 +499,3 @@ def _evaluation(alpha: float, result: float | Sequence[float]) -> Evaluation:
             "narrow the bracket"
         )
     return Evaluation(alpha, math.fsum(parts), parts)
-
-
-def _divide(low: float, high: float, count: int) -> list[float]:
-    """Return the ends and the inner points of `count` equal intervals, each rounded only once."""
-    start, end = Fraction(repr(low)), Fraction(repr(high))
-    inner = [float(start + i * (end - start) / count) for i in range(1, count)]
-    return [low, *inner, high]
-
-
-def _check_xtol(xtol: float, record: _Record) -> None:
-    width = record.high - record.low
-    if not (math.isfinite(xtol) and 1e-8 * width <= xtol < width):
-        raise ValueError(
-            f"xtol is {xtol}; it must be below the bracket's width {width}, and at least 1e-8 of "
-            "it, since rounding hides the minimum beyond"
-        )

@@ -1,14 +1,13 @@
 """Sphinx extension of the book: what each page of the site gets beyond its text.
 
-Scripts that other packages hold are copied in, so that no page needs a network. A page whose inputs
-have changed says so at its top, figures get a link to their SVG, hidden code takes one row in place
-of one bar for each cell, and the foot of each page names the licence and the way to cite. What no
-page loads is left out of the site.
+Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
+to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
+says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
+holds. What no page loads is left out of the site.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import itertools
 import json
@@ -20,9 +19,8 @@ from typing import Any
 import sphinx_thebe
 import vl_convert
 from docutils import nodes
+from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
-
-from paintlib import freshness
 
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
@@ -39,26 +37,13 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for listener in list(itertools.chain(*app.events.listeners.values())):
         if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
             app.disconnect(listener.id)
-    app.connect("doctree-resolved", _mark_stale)
+    app.add_directive("run-seconds", ProvenanceTable)
+    app.add_directive("run-versions", ProvenanceTable)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _gather_code)
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def _mark_stale(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    source = Path(app.env.doc2path(docname))
-    if source.suffix != ".ipynb":
-        return
-    page = freshness.read(source)
-    heading = next(iter(doctree.findall(nodes.title)), None)
-    if not page.stale or heading is None:
-        return
-    words = nodes.paragraph("", f"This page is stale: {page}. ")
-    words += [nodes.literal("", "make book"), nodes.Text(" makes it again.")]
-    mark = nodes.warning("", words, classes=["stale"])
-    heading.parent.insert(heading.parent.index(heading) + 1, mark)
 
 
 def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -99,18 +84,38 @@ def _sign(
 ) -> None:
     cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
     sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
-    if seconds := _run_times(app).get(pagename):
-        sentences.insert(0, f"The notebook of this page took {seconds} s to run.")
+    if (file := _provenance(app)).is_file():
+        run = json.loads(file.read_text(encoding="utf-8"))
+        sentences.insert(0, f"Results of commit {run['commit'][:12]} on {run['device']}.")
+        step = pagename.replace("pairs/", "pair/").replace("results/", "page/")
+        if seconds := run["seconds"].get(step):
+            sentences.insert(0, f"The notebook of this page took {seconds} s to run.")
     context["theme_extra_footer"] += "<br>" + " ".join(sentences)
 
 
-def _run_times(app: Sphinx) -> dict[str, str]:
-    """Return the wall-clock seconds of the notebook behind each page."""
-    folders = {"pair": "pairs", "page": "results"}
-    file = Path(app.srcdir, app.config.paintlib_results, "timings.csv")
-    with file.open(encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["step"] in folders]
-    return {f"{folders[row['step']]}/{row['name']}": row["seconds"] for row in rows}
+def _provenance(app: Sphinx) -> Path:
+    return Path(app.srcdir, app.config.paintlib_results, "provenance.json")
+
+
+class ProvenanceTable(CSVTable):  # type: ignore[misc]  # docutils is not typed
+    """The seconds of a run, summed by step, or the versions of its packages; its file is read."""
+
+    def get_csv_data(self) -> tuple[list[str], str]:
+        """Return lines of CSV, the header first, and where they are from."""
+        env = self.state.document.settings.env
+        file = _provenance(env.app)
+        env.note_dependency(str(file))
+        if not file.is_file():
+            raise self.error(f"there is no {file}; a run of `make book` writes its own")
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if self.name == "run-versions":
+            rows = [f"{package},{version}" for package, version in run["versions"].items()]
+            return ["package,version", *rows], str(file)
+        steps: dict[str, list[float]] = {"all": list(run["seconds"].values())}
+        for step, seconds in sorted(run["seconds"].items()):
+            steps.setdefault(step.partition("/")[0], []).append(seconds)
+        rows = [f"{step},{len(s)},{sum(s):.1f},{max(s):.1f}" for step, s in steps.items()]
+        return ["step,times,seconds in all,longest", *rows], str(file)
 
 
 def _complete(app: Sphinx, failure: Exception | None) -> None:

@@ -20,33 +20,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from experiment.profiles import PATCHING
+
 if TYPE_CHECKING:
     from open_clip import CLIP
 
-_REPOSITORY = "tanganke/clip-vit-base-patch32_"
+_SLUGS = {"Cars": "stanford-cars", "FashionMNIST": "fashion_mnist"}
 HUB = {
-    task: (_REPOSITORY + name, "model.safetensors")
-    for task, name in {
-        "Cars": "stanford-cars",
-        "DTD": "dtd",
-        "EuroSAT": "eurosat",
-        "GTSRB": "gtsrb",
-        "MNIST": "mnist",
-        "RESISC45": "resisc45",
-        "SUN397": "sun397",
-        "SVHN": "svhn",
-        "FashionMNIST": "fashion_mnist",
-    }.items()
+    task: (f"tanganke/clip-vit-base-patch32_{_SLUGS.get(task, task.lower())}", "model.safetensors")
+    for task in PATCHING
 }
 """Fine-tuned ViT-B/32 of each patching task on the Hugging Face Hub: repository and file."""
+
+_TASKS = ", ".join(sorted(HUB))
 
 _FORMATS = (
     "understood are state dicts of transformers' CLIPVisionModel, CLIPVisionModelWithProjection "
     "and CLIPModel, and of open_clip's CLIP or its image tower, as .safetensors or .pt; load the "
     "checkpoint where it was made and save `model.visual.state_dict()` of the same architecture"
 )
-
-_WHOLE = "give `model.state_dict()` of a whole CLIP of open_clip, as .safetensors or .pt"
 
 _RENAMED = (  # transformers to open_clip, in this order
     ("embeddings.patch_embedding.", "conv1."),
@@ -94,13 +86,13 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
     path = _weights_file(name, bool(config.get("quick_gelu")), weights)
     with torch.device("meta"):  # a random initialisation takes seconds
         model = open_clip.CLIP(**config)
+    whole = "give `model.state_dict()` of a whole CLIP of open_clip, as .safetensors or .pt"
     state = _read(path)
-    state = _below(_prefix(state, "visual.conv1.weight", path, _WHOLE), state)
-    remedy = f"is it {name}? {_WHOLE}"
-    model.load_state_dict(_conform(state, model.state_dict(), path, remedy), assign=True)
+    state = _below(_prefix(state, "visual.conv1.weight", path, whole), state)
+    state = _conform(state, model.state_dict(), path, f"is it {name}? {whole}")
+    model.load_state_dict(state, assign=True)
     if model.attn_mask is not None:  # the one tensor that state dicts leave out
-        length = model.context_length
-        mask = torch.full((length, length), float("-inf")).triu_(1)
+        mask = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)
         model.register_buffer("attn_mask", mask, persistent=False)
     return model.eval()
 
@@ -150,9 +142,7 @@ def hub_checkpoint(task: str) -> Path:
     import huggingface_hub
 
     if task not in HUB:
-        raise ValueError(
-            f"no fine-tuned checkpoint of {task!r} is known; valid: {', '.join(sorted(HUB))}"
-        )
+        raise ValueError(f"no fine-tuned checkpoint of {task!r} is known; valid: {_TASKS}")
     repository, file = HUB[task]
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file))
@@ -174,17 +164,14 @@ def local_checkpoint(folder: Path, task: str) -> Path:
     for path in (folder / f"{task}.safetensors", folder / f"{task}.pt"):
         if path.is_file():
             return path
+    expected = f"TASK.safetensors or TASK.pt for each TASK of {_TASKS}"
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; it should hold {_expected()}")
+        raise ValueError(f"{folder} is not a folder; it should hold {expected}")
     found = sorted(entry.name for entry in folder.iterdir())
     raise ValueError(
         f"{folder} holds neither {task}.safetensors nor {task}.pt but {len(found)} entries: "
-        f"{', '.join(found[:20]) or 'it is empty'}; expected are {_expected()}"
+        f"{', '.join(found[:20]) or 'it is empty'}; expected are {expected}"
     )
-
-
-def _expected() -> str:
-    return f"TASK.safetensors or TASK.pt for each TASK of {', '.join(sorted(HUB))}"
 
 
 def _closest(name: str, valid: list[str]) -> str:
@@ -320,41 +307,28 @@ def _conform(
 ) -> dict[str, Tensor]:
     """Return fp32 copies of `tensors` in the order of `reference`, or refuse what differs."""
     tensors = {n: t for n, t in tensors.items() if t.is_floating_point() or n in reference}
-    shapes = {
-        name: (tuple(t.shape), tuple(reference[name].shape))
-        for name, t in tensors.items()
-        if name in reference
-    }
+    common = sorted(tensors.keys() & reference.keys())
     groups = {
         "missing": sorted(reference.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - reference.keys()),
-        "mis-shaped": sorted(name for name, (seen, wanted) in shapes.items() if seen != wanted),
+        "mis-shaped": [n for n in common if tensors[n].shape != reference[n].shape],
     }
     problems = [f"{len(g)} {kind}, first: {g[0]!r}" for kind, g in groups.items() if g]
+    for name in groups["mis-shaped"][:1]:
+        seen, wanted = tuple(tensors[name].shape), tuple(reference[name].shape)
+        problems[-1] += f", {seen} where {wanted} is expected"
     if problems:
-        if groups["mis-shaped"]:
-            seen, wanted = shapes[groups["mis-shaped"][0]]
-            problems[-1] += f", {seen} where {wanted} is expected"
         raise ValueError(
             f"{path} does not fit the {len(reference)} tensors expected: "
             f"{'; '.join(problems)}; {remedy}"
         )
-    result = {
-        name: tensors[name]
-        .detach()
-        .to(
-            torch.float32 if like.is_floating_point() else like.dtype,
-            memory_format=torch.contiguous_format,
-            copy=True,
-        )
-        for name, like in reference.items()
-    }
-    broken = sorted(  # extremes pass NaN on, and cost a tenth of a test of every number
-        name
-        for name, tensor in result.items()
-        if not torch.stack(tensor.aminmax()).isfinite().all()
-    )
-    if broken:
+    result = {}
+    for name, like in reference.items():
+        copy = tensors[name].detach().clone(memory_format=torch.contiguous_format)
+        result[name] = copy.float() if like.is_floating_point() else copy.to(like.dtype)
+    # extremes pass NaN on, and cost a tenth of a test of every number
+    finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in result.items()}
+    if broken := sorted(name for name, ends in finite.items() if not ends.all()):
         raise ValueError(
             f"{path} holds {len(broken)} tensors with NaN or infinity, first: {broken[0]!r}; "
             "fetch or train it again"

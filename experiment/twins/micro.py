@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiment.profiles import SUPPORTED
 from experiment.tasks import SPLITS, Split, SplitName, Task
 from experiment.twins.canvas import COLOUR_NAMES, Canvas, to_uint8
 from experiment.twins.figures import (
@@ -36,8 +37,6 @@ __all__ = [
     "CAPTION_NOISE",
     "MNIST_LIMIT",
     "OBJECT_SHARE",
-    "PATCHING",
-    "SUPPORTED",
     "TARGET_STYLE_LEAK",
     "TASKS",
     "WILD_SHARE",
@@ -146,9 +145,6 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-SUPPORTED: tuple[str, ...] = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
-PATCHING: tuple[str, ...] = tuple(name for name in TASKS if name not in SUPPORTED)
-
 _LOOK_OF = {"ImageNet": "photo", "CIFAR10": "tiny", "CIFAR100": "tiny", "STL10": "large"}
 
 Style = Literal["clean", "target"]

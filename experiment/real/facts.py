@@ -1,0 +1,96 @@
+"""What is known of the 13 real data sets before their files are looked at, from `facts.toml`.
+
+Needs no torch, so that what the profile `paper` costs can be counted without it.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    Attributes:
+        train: official number of training pictures with labels.
+        test: official number of test pictures.
+        classes: number of classes.
+        classnames: CLIP's names of the classes, the index is the label; empty where they are read
+            from disk or from open_clip.
+        templates: CLIP's prompts, as PAINT uses them; ImageNet's are read from open_clip.
+        prompts: texts of the zero-shot head, each class name in each template.
+        folder: official folder under the data folder; "" if the files lie in the latter itself.
+        folders: class folders in the order of the labels, where pictures are sorted into such.
+        needs: files and folders that have to lie under the data folder.
+        lists: lists of the official training and test set, where these are files beside the
+            pictures.
+        beside: folders that the lists may lie in.
+        size: space it takes when it is whole.
+        how: how to get it, one line.
+        by_hand: where to look when the download fails.
+        mirror: options of `huggingface_hub.snapshot_download`, where torchvision has no source.
+        lists_url: where the lists are, if the mirror has none.
+        md5: MD5 of the files downloaded, by name.
+    """
+
+    train: int
+    test: int
+    classes: int
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    prompts: int
+    folder: str
+    folders: tuple[str, ...]
+    needs: tuple[str, ...]
+    lists: tuple[str, ...]
+    beside: tuple[str, ...]
+    size: str
+    by_hand: str
+    how: str = "automatic, by torchvision"
+    mirror: Mapping[str, Any] = field(default_factory=dict)
+    lists_url: str = ""
+    md5: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def validation(self) -> int:
+        """Return how many training pictures are set aside to choose alpha."""
+        return held_out(self.train)
+
+
+def held_out(train: int) -> int:
+    """Return how many of `train` pictures make the validation set: a tenth, 1 to 5,000."""
+    return max(1, min(train // 10, 5000))  # PAINT's convention
+
+
+def get(name: str) -> DataSet:
+    """Return the data set called `name`.
+
+    Raises:
+        ValueError: there is none; the names are listed.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATA_SETS)}")
+    return DATA_SETS[name]
+
+
+def _spelt_out(row: dict[str, Any]) -> DataSet:
+    row["train"], row["test"] = row.pop("pictures")
+    for key in ("needs", "lists", "beside", "folders"):
+        row[key] = tuple(row.get(key, "").split())
+    row["folder"] = row.get("folder", "")
+    row["needs"] = tuple(str(PurePosixPath(row["folder"], need)) for need in row["needs"])
+    names = [" ".join(name.split()) for name in row.get("classnames", "").split(",") if name]
+    row["classnames"] = tuple(names)
+    row["classes"] = row.get("classes", len(names))
+    row["folders"] = row["folders"] or tuple(name.replace(" ", "_") for name in names)
+    articles, short = row.pop("articles", [""]), row.get("templates", [])
+    row["templates"] = tuple(line.replace("*", word) for word in articles for line in short)
+    row["prompts"] = row.get("prompts", row["classes"] * len(row["templates"]))
+    return DataSet(**row)
+
+
+_TABLE = tomllib.loads(Path(__file__).with_name("facts.toml").read_text(encoding="utf-8"))
+DATA_SETS = {name: _spelt_out(row) for name, row in _TABLE.items()}

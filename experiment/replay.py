@@ -1,0 +1,70 @@
+"""A pair's objective on the evaluations that a run has stored, for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiment import results
+from experiment.run import Run
+from paintlib.objective import ImageScores, PairObjective
+from paintlib.store import Store
+
+
+def objective(
+    folder: Path | str, supported: str, patching: str, normalisation: str = "zero_shot"
+) -> PairObjective:
+    """Return a pair's objective: no weights and no torch are needed where alpha is stored.
+
+    Another alpha is evaluated if the run's weights are still there; nothing is written.
+
+    Args:
+        folder: the run's results.
+        supported: a supported task of the run.
+        patching: a patching task of it.
+        normalisation: one of `paintlib.normalisation.NORMALISATIONS`.
+
+    Raises:
+        ValueError: no such pair was run, or the normalisation is unknown; from the objective: an
+            alpha is not stored, and the weights are not there.
+    """
+    folder = results.find(folder)
+    said = results.read_json(folder / "run.json")
+    for role, task in (("supported", supported), ("patching", patching)):
+        if task not in said[role]:
+            raise ValueError(f"unknown {role} task {task!r}; choose from {', '.join(said[role])}")
+    store = Store(folder / "evaluations" / f"{patching}.npz", writable=False)
+
+    def evaluate(alpha: float, names: Sequence[str]) -> Sequence[ImageScores]:
+        return _evaluate(folder, store, patching, alpha, names)
+
+    classes = [said["tasks"][task]["classes"] for task in (supported, patching)]
+    pair = (supported, patching)
+    return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
+
+
+def _evaluate(
+    folder: Path, store: Store, patching: str, alpha: float, names: Sequence[str]
+) -> list[ImageScores]:
+    from experiment.session import Session  # imports torch
+
+    said = results.read_json(folder / "run.json")
+    above = folder.resolve().parents  # artifacts/RUN/results/RUN, or results/RUN for the reference
+    root = above[3] if above[2].name == "artifacts" else results.ROOT
+    tasks = ",".join([*said["supported"], *said["patching"]])
+    options = {"limit": said["limit"], "finetuned": said["finetuned"], "tasks": tasks}
+    run = Run.of(said["profile"], said["seed"], root, **options)
+    problem = f"alpha = {alpha} of {', '.join(names)} is not among the evaluations in {store.file}"
+    remedy = (
+        f"run `make book PROFILE={run.profile.name} SEED={run.seed}` and use its own results, "
+        f"{run.results}"
+    )
+    if not run.fine_tuned(patching).exists():
+        raise ValueError(f"{problem}, and its weights are not in {run.folder}; {remedy}")
+    session = Session(run)
+    if session.key(patching) != store.key:
+        raise ValueError(f"{problem}, and the weights in {run.folder} are of another run; {remedy}")
+    visual, path = session.tower(empty=True), session.path(patching)
+    losses = session.losses(visual, names, "validation")
+    path.set_(visual, alpha)
+    return [losses[name].evaluate() for name in names]

@@ -1,0 +1,169 @@
+"""What a step computes with: a device of its own, the image tower, and tasks turned into data."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor, nn
+
+from experiment import clip, pixels, results, weights
+from experiment.pixels import Batches
+from experiment.run import Run
+from experiment.tasks import SPLITS, Split
+from paintlib.interpolation import WeightPath
+from paintlib.losses import TaskLoss
+
+
+class Session:
+    """One process that computes with the model of a run.
+
+    Args:
+        run: the run.
+        threads: how many the process uses: fixed, because sums depend on them.
+    """
+
+    def __init__(self, run: Run, threads: int = 1) -> None:
+        self.run = run
+        use_threads(threads, self.device)
+
+    @cached_property
+    def _claim(self) -> tuple[torch.device, IO[str] | None]:
+        return free_device() if self.run.profile.real else (torch.device("cpu"), None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is computed: a GPU of its own; twins stay on the CPU, to the bit."""
+        return self._claim[0]
+
+    def split(self, task: str, split: str) -> Split:
+        """Return one split of a task.
+
+        Raises:
+            ValueError: the task or the split is unknown, or the file is damaged.
+        """
+        run = self.run
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        if not run.profile.real:
+            tensors, _ = weights.load(run.images(task))
+            return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])
+        decoded = results.read_json(run.images(task))["splits"]
+        if split not in decoded:
+            raise ValueError(f"this run never trains on {task}: its {split} images are not decoded")
+        try:
+            return pixels.load(run.cache, decoded[split]["cache"], squashed=split == "train")
+        except ValueError as error:
+            choices = f"--profile {run.profile.name} --limit {run.profile.limit}"
+            raise ValueError(
+                f"{error}; `python -m experiment decode {choices} --seed {run.seed} --finetuned "
+                f"{run.finetuned} --data FOLDER {task}` does so, and repeats nothing else"
+            ) from error
+
+    def identity(self, task: str, split: str) -> str:
+        """Return a digest of a task's images and labels on one split."""
+        if self.run.profile.real:
+            return str(results.read_json(self.run.images(task))["splits"][split]["cache"])
+        return weights.metadata(self.run.images(task))["digest"]
+
+    def tower(self, *, empty: bool = False) -> nn.Module:
+        """Return the image tower in evaluation mode, with the zero-shot weights.
+
+        Args:
+            empty: leave the weights without meaning, for a path to write into.
+
+        Raises:
+            ValueError: the weights are damaged, or of another architecture.
+        """
+        run = self.run
+        if isinstance(run.profile.clip, str):
+            visual = clip.empty_image_tower(run.profile.clip).to(self.device)
+        else:  # the text tower is dropped, so its vocabulary does not matter
+            small = run.profile.clip
+            vocabulary = torch.zeros(1).long()
+            model = clip.build_clip(small.embed_dim, small.vision, small.text, vocabulary)
+            visual = model.visual.eval()
+        if not empty:
+            try:
+                visual.load_state_dict(weights.load(run.zero_shot)[0])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{run.zero_shot} is not of the profile's architecture: {error}; delete "
+                    f"{run.folder} and run again"
+                ) from error
+        return visual
+
+    def head(self, task: str) -> Tensor:
+        """Return a task's zero-shot head `(classes, embed_dim)`, logit scale included."""
+        return weights.load(self.run.head(task))[0]["head"].to(self.device)
+
+    def path(self, patching: str) -> WeightPath:
+        """Return the path from the zero-shot weights to those fine-tuned on a task.
+
+        Raises:
+            ValueError: a file is damaged, or the fine-tuning started from other weights.
+        """
+        start, parent = weights.load(self.run.zero_shot)
+        end, child = weights.load(self.run.fine_tuned(patching))
+        if child["parent"] != parent["digest"]:
+            raise ValueError(
+                f"{self.run.fine_tuned(patching)} was not fine-tuned from {self.run.zero_shot}; "
+                "delete it and run again"
+            )
+        return WeightPath(start, end).to(self.device)
+
+    def key(self, patching: str) -> dict[str, str]:
+        """Return what the evaluations along one path are of: both ends, and each task's images."""
+        run = self.run
+        ends = {"zero_shot": run.zero_shot, "fine_tuned": run.fine_tuned(patching)}
+        tasks = (*run.profile.supported, patching)
+        return {name: weights.metadata(file)["digest"] for name, file in ends.items()} | {
+            f"images of {task}": self.identity(task, "validation") for task in tasks
+        }
+
+    def losses(self, visual: nn.Module, tasks: Iterable[str], split: str) -> dict[str, TaskLoss]:
+        """Return the loss of each task on one split as a function of the weights in `visual`."""
+        profile = self.run.profile
+        return {
+            task: TaskLoss(
+                visual,
+                Batches(self.split(task, split), profile.batch_size, self.device),
+                clip.classifier(visual, self.head(task), profile.pixels),
+            )
+            for task in tasks
+        }
+
+
+def use_threads(count: int, device: torch.device) -> None:
+    """Fix what sums depend on in this process: the threads, and the choice of algorithms."""
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)  # tiny moments of AdamW are slow otherwise
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # filling fresh memory is a debugging aid, and slow
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def free_device() -> tuple[torch.device, IO[str] | None]:
+    """Return a GPU that no other step of this user uses here, and the lock that holds it.
+
+    The first one is shared if all are taken; without any it is the CPU. The lock is dropped when
+    its file is closed, at the latest when the process is gone.
+    """
+    for index in range(torch.cuda.device_count()):
+        identity = torch.cuda.get_device_properties(index).uuid
+        file = Path(tempfile.gettempdir()) / f"paintlib-{os.getuid()}-{identity}.lock"
+        lock = file.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+        else:
+            return torch.device("cuda", index), lock
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu"), None

@@ -1,0 +1,95 @@
+"""Describe a run: what its pages need beyond the pairs, and where it comes from."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import platform
+import subprocess
+from typing import Any
+
+import torch
+
+from experiment import cost, gallery, results, weights
+from experiment.run import Run
+from experiment.session import Session
+from experiment.tasks import SPLITS
+
+_PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib", "papermill", "jupytext",
+             "jupyter-book", "nbval", "snakemake")  # fmt: skip
+
+
+def describe(run: Run) -> None:
+    """Write `run.json` and a few test images a task."""
+    gallery.write_pictures(Session(run))
+    profile = run.profile
+    tasks: dict[str, Any] = {}
+    for task in profile.tasks:
+        images: dict[str, Any] = {split: profile.images(split) for split in SPLITS}
+        if profile.real:
+            decoded = results.read_json(run.images(task))["splits"]
+            images = {split: decoded[split]["images"] for split in decoded}
+        tasks[task] = {
+            "label": profile.label(task),
+            "classes": len(weights.load(run.head(task))[0]["head"]),
+            "images": images,
+        }
+    content = {
+        **run.choices,
+        "supported": profile.supported,
+        "patching": profile.patching,
+        "tasks": tasks,
+        "parameters": int(weights.metadata(run.zero_shot)["parameters"]),
+        "image_tower_parameters": sum(w.numel() for w in weights.load(run.zero_shot)[0].values()),
+        "flops": cost.clip_flops()._asdict(),
+    }
+    results.write_json(run.results / "run.json", content)
+
+
+def record_provenance(run: Run) -> None:
+    """Write `provenance.json`: commit, device, versions, and the seconds that each step took."""
+    seconds = {}
+    for file in sorted((run.folder / "benchmarks").rglob("*.tsv")):
+        with file.open(encoding="utf-8") as stream:
+            row = next(csv.DictReader(stream, delimiter="\t"))
+        step, _, name = file.stem.partition(".")
+        seconds[f"{step}/{name}" if name else step] = round(float(row["s"]), 1)
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
+    real_gpu = run.profile.real and torch.cuda.is_available()
+    content = {
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if real_gpu else _processor(),
+        "versions": versions,
+        "seconds": seconds,
+    }
+    results.write_json(run.results / "provenance.json", content)
+
+
+def _processor() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            return stream.readlines()
+    except OSError:  # not Linux
+        return []
+
+
+def _commit() -> str:
+    """Return the short hash of the code's commit, with "+" if the code differs from it."""
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        return head + ("+" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(results.ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

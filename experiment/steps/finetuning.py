@@ -1,0 +1,58 @@
+"""Fine-tune the image tower, or take public weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from experiment import clip, training, weights
+from experiment.run import Run
+from experiment.session import Session
+
+
+def finetune(run: Run, patching: str) -> None:
+    """Write the image tower fine-tuned on a patching task: by the run itself, or a public one.
+
+    Raises:
+        ValueError: a public checkpoint is missing or of another architecture.
+    """
+    session = Session(run)
+    visual = session.tower()
+    parent = weights.metadata(run.zero_shot)["digest"]
+    target = run.fine_tuned(patching)
+    if run.source != "own":
+        from experiment.real import checkpoints
+
+        if run.source == "hub":
+            file = checkpoints.hub_checkpoint(patching)
+        else:
+            file = checkpoints.local_checkpoint(Path(run.finetuned), patching)
+        tower = checkpoints.import_image_tower(file, visual.state_dict())
+        weights.save(target, tower, task=patching, parent=parent, imported=file.name)
+        return
+    recipe = run.profile.finetuning
+    checkpoint = target.with_suffix(".checkpoint")
+    split = session.split(patching, "train")
+    if run.profile.limit:  # a generated data set may be smaller than the limit
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, len(split.labels)))
+    # bfloat16 needs no scaling of the loss; a GPU without it trains in float32
+    gpu = session.device.type == "cuda"
+    mixed = gpu and torch.cuda.get_device_capability(session.device) >= (8, 0)
+    precision = torch.bfloat16 if mixed else None
+    head = session.head(patching)
+    images = session.identity(patching, "train")
+    steps = training.finetune(
+        visual,
+        clip.classifier(visual, head, run.profile.pixels, precision),
+        split,
+        recipe,
+        seed=run.seed,
+        identity=f"images {images} head {weights.digest({'head': head})} {precision}",
+        checkpoint=checkpoint,
+    )
+    training.watch(steps, recipe.steps, f"fine-tune on {patching}")
+    weights.save(target, visual.state_dict(), task=patching, step=recipe.steps, seed=run.seed,
+                 recipe=recipe, precision=precision or torch.float32, parent=parent)  # fmt: skip
+    checkpoint.unlink(missing_ok=True)

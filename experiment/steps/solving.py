@@ -1,0 +1,223 @@
+"""Evaluate one path, solve its pairs, and write everything their pages show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiment import gallery, results, weights
+from experiment.profiles import ALPHAS
+from experiment.progress import bar
+from experiment.run import Run
+from experiment.session import Session
+from paintlib import metrics, sampling, solver
+from paintlib.files import replacing
+from paintlib.interpolation import WeightPath
+from paintlib.normalisation import NORMALISATIONS
+from paintlib.objective import ImageScores, PairObjective, Score
+from paintlib.store import Store
+
+NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
+DRAWS = 500  # of the bootstrap
+ROLES = ("supported", "patching")
+
+Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
+
+
+def solve(run: Run, patching: str) -> None:
+    """Write the pairs of one patching task, their evaluations, and the predictions on pictures.
+
+    Each alpha is kept as soon as it is evaluated, so that a killed step goes on from there.
+
+    Raises:
+        ValueError: a file is damaged, or was made from other weights.
+    """
+    session = Session(run)
+    tasks = (*run.profile.supported, patching)
+    visual, path = session.tower(empty=True), session.path(patching)
+    store = _open_store(session, patching)
+    tests, slopes = _take_baselines(run, path, store)
+    validation = session.losses(visual, tasks, "validation")
+    for alpha in bar(ALPHAS, f"curves to {patching}"):
+        if missing := [task for task in tasks if store.get(alpha, task) is None]:
+            path.set_(visual, alpha)
+            store.put(alpha, {task: validation[task].evaluate() for task in missing})
+    gallery.write_predictions(session, visual, path, patching)
+    held_out = session.losses(visual, tasks, "test")
+    for supported in bar(run.profile.supported, f"pairs of {patching}"):
+        pair = (supported, patching)
+        classes = [len(session.head(task)) for task in pair]
+        losses = [validation[task] for task in pair]
+        objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
+        record = solve_pair(objective, classes, path.length, slopes[supported])
+        answers = {name: found["alpha"] for name, found in record["solutions"].items()}
+        for alpha in {0.0, 1.0, *answers.values()}:
+            for task in pair:
+                if (alpha, task) not in tests:
+                    path.set_(visual, alpha)
+                    tests[alpha, task] = held_out[task].score()
+        record["test"] = {
+            name: {"alpha": alpha} | {
+                role: {"loss": tests[alpha, task].loss, "accuracy": tests[alpha, task].accuracy}
+                for role, task in zip(ROLES, pair, strict=True)
+            }
+            for name, alpha in {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}.items()
+        }
+        labels = {role: run.profile.label(task) for role, task in zip(ROLES, pair, strict=True)}
+        whose = {"schema": 2, "supported": supported, "patching": patching, "labels": labels}
+        results.write_pair(run.pair(*pair), {**whose, "run": run.choices, **record})
+    _publish(store, run.evaluations(patching))
+
+
+def solve_pair(
+    objective: PairObjective, classes: Sequence[int], length: float, gradient: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what a pair's results file says of its validation images.
+
+    Args:
+        objective: of a supported and a patching task, the curves of which are known.
+        classes: number of classes of each.
+        length: 2-norm of w_zs - w_ft.
+        gradient: `norm`, `similarity` and `slope` of the supported loss at the zero-shot weights.
+    """
+    grid = solver.grid(objective, step=0.05)
+    ends = [sample for sample in grid.trace if sample.alpha in (0.0, 1.0)]  # shared by all methods
+    answers = {
+        "grid": grid,
+        "quintic": solver.quintic(objective, known=grid.trace),
+        "log_quintic": solver.log_quintic(objective, known=ends),
+    }
+    paid = {name: found.evaluations for name, found in answers.items()}
+    paid["grid"] = len(grid.trace) - 2
+    paid["quintic"] += paid["grid"]
+    errors = {name: sampling.standard_error(objective, answers[name]) for name in answers}
+    curves = [[objective.images(alpha)[i] for alpha in ALPHAS] for i in (0, 1)]
+    means = [[images.score for images in curve] for curve in curves]
+    losses = [np.stack([images.losses for images in curve]) for curve in curves]
+    spread = sampling.bootstrap(ALPHAS, losses, classes, objective.normalisation, draws=DRAWS)
+    parts = [objective(alpha) for alpha in ALPHAS]
+    columns = {"sum": [math.fsum(p) for p in parts]}
+    columns |= {role: [p[i] for p in parts] for i, role in enumerate(ROLES)}
+    first = [score.loss for score in means[0]]
+    transfer = metrics.backward_transfer(ALPHAS, first, length, gradient["slope"])
+    return {
+        "normalisation": objective.normalisation,
+        "curves": {
+            "alphas": list(ALPHAS),
+            **{
+                role: {
+                    "classes": count,
+                    "images": scores[0].images,
+                    "loss": [score.loss for score in scores],
+                    "accuracy": [score.accuracy for score in scores],
+                }
+                for role, count, scores in zip(ROLES, classes, means, strict=True)
+            },
+        },
+        "solutions": {
+            name: {
+                "alpha": found.alpha,
+                "value": found.value,
+                "bracket": list(found.bracket),
+                "status": found.status.name,
+                "evaluations": paid[name],
+                "trace": [[s.alpha, s.value, list(s.parts)] for s in found.trace],
+            }
+            for name, found in answers.items()
+        },
+        "sampling": {
+            **{
+                name: dict(zip(("difference", "stderr"), sampling.difference(
+                    objective, answers[name].alpha, grid.alpha), strict=True))
+                for name in ("quintic", "log_quintic")
+            },
+            "stderr": {
+                name: error and [x if math.isfinite(x) else None for x in error]
+                for name, error in errors.items()
+            },
+            "bootstrap": {"alpha": spread[0], "value": spread[1], "draws": DRAWS},
+        },
+        "metrics": {
+            "length": length,
+            "gradient_norm": gradient["norm"],
+            "gradient_similarity": gradient["similarity"],
+            "backward_transfer": transfer._asdict(),
+            "forgetting": metrics.forgetting(means[0][0], means[0][-1])._asdict(),
+            "quasiconvexity_violation": {
+                name: metrics.quasiconvexity_violation(values) for name, values in columns.items()
+            },
+        },
+    }
+
+
+def complete(run: Run, patching: str) -> None:
+    """Evaluate what the solvers ask for under every normalisation, for pages run without weights.
+
+    The run itself needs one normalisation only; the reference has them all.
+    """
+    session = Session(run)
+    visual, path = session.tower(empty=True), session.path(patching)
+    store = _open_store(session, patching)
+    losses = session.losses(visual, (*run.profile.supported, patching), "validation")
+    for supported in bar(run.profile.supported, f"all normalisations, {patching}"):
+        pair = (supported, patching)
+        classes = [len(session.head(task)) for task in pair]
+        tasks = [losses[task] for task in pair]
+        for kind in NORMALISATIONS:
+            objective = PairObjective(path, tasks, classes, kind, names=pair, store=store)
+            grid = solver.grid(objective, step=0.05)
+            solver.quintic(objective, known=grid.trace)
+            solver.log_quintic(objective, known=[grid.trace[0], grid.trace[-1]])
+    _publish(store, run.folder / "complete" / f"{patching}.npz")
+
+
+def _open_store(session: Session, patching: str) -> Store:
+    """Open the store of one path; evaluations of other weights or images have another file."""
+    key = session.key(patching)
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    return Store(session.run.folder / "evaluations" / f"{patching}-{digest}.npz", key)
+
+
+def _publish(store: Store, target: Path) -> None:
+    with replacing(target) as part:
+        shutil.copyfile(store.file, part)
+
+
+def _take_baselines(
+    run: Run, path: WeightPath, store: Store
+) -> tuple[Scores, dict[str, dict[str, float]]]:
+    """Put the supported tasks' losses at the common start into `store`.
+
+    Returns:
+        Their scores on test images there, and the norm, similarity and slope of their gradients.
+    """
+    tests: Scores = {}
+    gradients = {}
+    displacement = path.start.double() - path.end.double()
+    parent = weights.metadata(run.zero_shot)["digest"]
+    for task in run.profile.supported:
+        tensors, known = weights.load(run.baseline(task))
+        if known["parent"] != parent:
+            raise ValueError(
+                f"{run.baseline(task)} is of other weights than {run.zero_shot}; "
+                "delete it and run again"
+            )
+        scores = ImageScores(*(tensors.pop(name).numpy() for name in ("losses", "correct")))
+        store.put(0.0, {task: scores})
+        tests[0.0, task] = Score(*json.loads(known["test"]))
+        parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
+        gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()}).double()
+        gradients[task] = {
+            "norm": float(torch.linalg.vector_norm(gradient)),
+            "similarity": metrics.gradient_similarity(displacement, gradient),
+            "slope": float(-(gradient @ displacement)),
+        }
+    return tests, gradients

@@ -1,0 +1,26 @@
+"""Files that are whole at any time."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing"]
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a new file beside `path`, and move it there when the block ends without an error.
+
+    So `path` is always whole: what it was before, or all of what was written. Its folder is made,
+    its permissions are those of any new file, and an error leaves nothing behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # some writers read the suffix
+    part.touch()
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""What a sample of images can tell: the errors of alpha*, of the minimum, and of a difference.
+
+They come from the losses of single images at alphas that were visited anyway: nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from paintlib.fits import fit_parts, log_spline, window
+from paintlib.normalisation import normaliser
+from paintlib.objective import PairObjective
+from paintlib.solver import Evaluation, Solution
+
+__all__ = ["StandardError", "bootstrap", "contributions", "difference", "standard_error"]
+
+
+class StandardError(NamedTuple):
+    """How alpha* and the minimum would vary from one draw of images to another.
+
+    Attributes:
+        alpha: of alpha*; NaN where it is an end of the bracket, or the curvature is not positive.
+        value: of the summed normalised loss there.
+    """
+
+    alpha: float
+    value: float
+
+
+def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
+    """Return what each image adds to its task's normalised loss, an array `(images,)` per task.
+
+    The mean of an array is the normalised loss, and its variance over the number of images is the
+    squared sampling error of it: the scale is estimated from the same images, so its own error is
+    carried along to first order (the delta method).
+
+    Returns:
+        None where the losses of single images are not known at `alpha`.
+    """
+    if not objective.known(alpha):
+        return None
+    rows = []
+    for i, (offset, unit) in enumerate(objective.normalisers):
+        own = objective.images(alpha)[i].losses
+        offsets, units = np.full_like(own, offset), np.full_like(own, unit)  # by image
+        if objective.normalisation == "zero_shot":
+            units = objective.images(0.0)[i].losses
+        elif objective.normalisation == "minmax":
+            curve = [objective.images(sample)[i] for sample in objective.samples]
+            offsets = min(curve, key=lambda images: images.score.loss).losses
+            units = max(curve, key=lambda images: images.score.loss).losses - offsets
+        # (L - o) / u, with the error of each of the three added to first order
+        value = (own.mean() - offset) / unit
+        rows.append((own - offsets - value * (units - unit)) / unit)
+    return tuple(rows)
+
+
+def difference(objective: PairObjective, first: float, second: float) -> tuple[float, float] | None:
+    """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
+
+    Both are measured on the same images, so most of the error of either cancels.
+
+    Returns:
+        None where the losses of single images are not known at both.
+    """
+    a, b = contributions(objective, first), contributions(objective, second)
+    if a is None or b is None:
+        return None
+    rows = [x - y for x, y in zip(a, b, strict=True)]
+    return math.fsum(float(row.mean()) for row in rows), math.sqrt(math.fsum(map(_variance, rows)))
+
+
+def standard_error(
+    objective: PairObjective, samples: Solution | Iterable[Evaluation]
+) -> StandardError | None:
+    """Return the sampling errors of the lowest sample, by the delta method: (3.5) eq-stderr.
+
+    alpha* solves J'(alpha) = 0, so to first order its error is that of the slope over the
+    curvature: Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2. Tasks have images of their own, so
+    their variances add: Var(J') = sum over tasks of Var_i(l_i') / n. An image's slope l_i' is that
+    of the polynomial through its losses at the samples around alpha*.
+
+    Args:
+        objective: knows the losses of single images at the samples.
+        samples: a search's answer, or evaluations of the objective.
+
+    Returns:
+        None where the losses of single images are not known at the lowest sample.
+    """
+    samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
+    best = min(samples, key=lambda sample: sample.value)
+    lowest = contributions(objective, best.alpha)
+    if lowest is None:
+        return None
+    value = math.sqrt(sum(map(_variance, lowest)))
+    # differences of samples that all but coincide would be differences of rounding errors
+    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
+    kept = [best]
+    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
+            kept.append(sample)
+    known = [sample for sample in kept if objective.known(sample.alpha)]
+    if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
+        return StandardError(math.nan, value)
+    chosen = window(sorted(known))
+    centre = np.array([sample.alpha for sample in chosen]) - best.alpha
+    # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
+    scale = np.abs(centre).max()
+    powers = np.vander(centre / scale, increasing=True).T
+    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
+    columns = zip(*(contributions(objective, sample.alpha) or () for sample in chosen), strict=True)
+    spread = math.sqrt(sum(_variance(weights @ np.stack(column)) for column in columns))
+    curvature = fit_parts(kept).curvature(best.alpha)
+    return StandardError(spread / curvature if curvature > 0 else math.nan, value)
+
+
+def bootstrap(
+    alphas: ArrayLike,
+    losses: Sequence[NDArray[np.float64]],
+    classes: Sequence[int],
+    normalisation: str,
+    draws: int = 500,
+    seed: int = 0,
+) -> StandardError:
+    """Return the standard deviations of alpha* and of the minimum over redrawn images.
+
+    Each draw takes as many images of each task as there are, with replacement, and minimises the
+    sum of its curves on [0, 1], each drawn through the samples by `log_spline`.
+
+    Args:
+        alphas: `(k,)`, ascending, the first 0.
+        losses: per task, the loss of each image at each alpha (nats), `(k, images)`.
+        classes: number of classes per task.
+        normalisation: one of `NORMALISATIONS`; its scale is redrawn with the images.
+        draws: how many.
+        seed: of the generator.
+    """
+    generator = np.random.default_rng(seed)
+    dense = np.linspace(0.0, 1.0, 4001)
+    total = np.zeros((draws, len(dense)))
+    for rows, count in zip(losses, classes, strict=True):
+        images = rows.shape[1]
+        counts = generator.multinomial(images, [1 / images] * images, draws)
+        for row, curve in zip(total, counts @ rows.T / images, strict=True):
+            offset, unit = normaliser(normalisation, curve.tolist(), count)
+            row += (log_spline(alphas, curve)(dense) - offset) / unit
+    return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
+
+
+def _variance(row: NDArray[np.float64]) -> float:
+    """Return the variance of the mean of `row`."""
+    return float(row.var()) / len(row)
