@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import nbformat
 import papermill
 import yaml
@@ -17,26 +16,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from experiment import myst
 from paintlib.files import replacing
-
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-
-
-class MystHandler:
-    """How papermill reads the notebooks of this project, which are text (an entry point of it)."""
-
-    @staticmethod
-    def read(path: str) -> str:
-        """Return the notebook at `path` as JSON."""
-        notebook = jupytext.read(path)
-        notebook.metadata = NotebookNode(kernelspec=KERNEL)
-        return str(nbformat.writes(notebook))
-
-    @staticmethod
-    def pretty_path(path: str) -> str:
-        """Return how papermill names the file."""
-        return path
-
 
 def execute(
     source: Path,
@@ -61,7 +42,7 @@ def execute(
         ValueError: a parameter is unknown to the notebook (its own are listed).
         RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
     """
-    notebook = nbformat.reads(MystHandler.read(str(source)), as_version=4)
+    notebook = nbformat.reads(myst.read(str(source)), as_version=4)
     if title:
         first = notebook.cells[0]
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
@@ -154,7 +135,7 @@ def _blemish(notebook: NotebookNode) -> str | None:
 
 
 def _stable(notebook: NotebookNode) -> NotebookNode:
-    notebook.metadata = NotebookNode(kernelspec=KERNEL)
+    notebook.metadata = NotebookNode(kernelspec=myst.KERNEL)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"

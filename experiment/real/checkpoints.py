@@ -327,8 +327,8 @@ def _conform(
         copy = tensors[name].detach().clone(memory_format=torch.contiguous_format)
         result[name] = copy.float() if like.is_floating_point() else copy.to(like.dtype)
     # extremes pass NaN on, and cost a tenth of a test of every number
-    finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in result.items()}
-    if broken := sorted(name for name, ends in finite.items() if not ends.all()):
+    broken = sorted(n for n, t in result.items() if not torch.stack(t.aminmax()).isfinite().all())
+    if broken:
         raise ValueError(
             f"{path} holds {len(broken)} tensors with NaN or infinity, first: {broken[0]!r}; "
             "fetch or train it again"

@@ -296,19 +296,13 @@ def _reading(source: Path, read: Callable[[Path], _T]) -> _T:
         ) from error
 
 
-# --- ImageNet --------------------------------------------------------------------------------
-
-
 def imagenet_folder(root: Path) -> Path | None:
     """Return the folder that holds ImageNet's `train` and `val`, or its archives, or None."""
     for folder in (root / "imagenet", root / "ImageNet"):
-        if any((folder / part).exists() for pair in IMAGENET_TARS.items() for part in pair):
+        if any((folder / part).exists() for part in (*IMAGENET_TARS, *IMAGENET_TARS.values())):
             return folder
-    own = any(
-        (root / part / "n01440764").is_dir() or (root / tar).exists()
-        for part, tar in IMAGENET_TARS.items()
-    )
-    return root if own else None
+    own = ("train/n01440764", "val/n01440764", *IMAGENET_TARS.values())
+    return root if any((root / part).exists() for part in own) else None
 
 
 def _imagenet_lack(root: Path) -> str:
@@ -329,15 +323,9 @@ def _imagenet(name: str, root: Path, part: str) -> _Whole:
     wnids = sorted(entry.name for entry in os.scandir(pictures) if entry.is_dir())
     if len(wnids) != 1000 or hashlib.sha256("\n".join(wnids).encode()).hexdigest() != _WNIDS:
         ends = f", {wnids[0]} to {wnids[-1]}" if wnids else ""
-        raise ValueError(
-            f"{name}: {len(wnids)} folders in {pictures}{ends}; expected the 1000 of ILSVRC2012, "
-            "n01440764 to n15075141, each with its pictures"
-        )
-    samples = _reading(pictures, lambda path: datasets.ImageFolder(path).samples)
-    return _files(folder, samples)
-
-
-# --- many pictures in one file ---------------------------------------------------------------
+        expected = "expected the 1000 of ILSVRC2012, n01440764 to n15075141, with their pictures"
+        raise _refusal(name, f"{len(wnids)} folders in {pictures}{ends}; {expected}")
+    return _by_folder(name, folder, pictures)
 
 
 def _dtype(kind: str, align: object = False, copy: object = False) -> np.dtype[Any]:
@@ -418,9 +406,6 @@ def _mnist(name: str, root: Path, part: str) -> _Whole:
     return _Whole(folder, mnist.data.numpy(), mnist.targets.numpy())
 
 
-# --- one file a picture ----------------------------------------------------------------------
-
-
 def _files(folder: Path, samples: Sequence[tuple[str, int]]) -> _Whole:
     above = f"{folder}{os.sep}"
     paths = [path.removeprefix(above) for path, _ in samples]
@@ -428,7 +413,8 @@ def _files(folder: Path, samples: Sequence[tuple[str, int]]) -> _Whole:
 
 
 def _by_folder(name: str, folder: Path, pictures: Path) -> _Whole:
-    _check_folders(name, pictures)
+    if name != "ImageNet":
+        _check_folders(name, pictures)
     samples = _reading(pictures, lambda path: datasets.ImageFolder(path).samples)
     return _files(folder, samples)
 
@@ -480,12 +466,12 @@ def _listed(name: str, root: Path, part: str) -> _Whole:
     for file in lists:
         lines = _lines(file)
         # railway_station_001.jpg lies in railway_station, the others' lines have the folder
-        words = [line.rpartition("_" if name == "RESISC45" else "/")[0] for line in lines]
-        if odd := [line for line, word in zip(lines, words, strict=True) if word not in label]:
+        pairs = [(line, line.rpartition("_" if name == "RESISC45" else "/")[0]) for line in lines]
+        if odd := [line for line, word in pairs if word not in label]:
             count = f"{len(odd)} of {len(lines)} lines of {file} name no class of it"
             expected = f"expected folders such as {classes[0]!r}"
             raise _refusal(name, f"{count}, first: {odd[0]!r}; {expected}")
-        for line, word in zip(lines, words, strict=True):
+        for line, word in pairs:
             above = {"DTD": "dtd/images/", "RESISC45": f"{word}/", "SUN397": ""}[name]
             samples.append((above + line.removeprefix("/"), label[word]))
     return _files(folder, samples)
@@ -494,11 +480,8 @@ def _listed(name: str, root: Path, part: str) -> _Whole:
 def _classes_on_disk(name: str, root: Path) -> list[str]:
     """Return what Cars and SUN397 name their classes, in the order of the labels."""
     file = root / NEEDS[name][0]
-    names: list[str]
-    if name == "SUN397":
-        names = _lines(file)
-    else:
-        names = _reading(file, lambda file: loadmat(file, squeeze_me=True)["class_names"].tolist())
+    meta = name == "Cars" and _reading(file, lambda file: loadmat(file, squeeze_me=True))
+    names: list[str] = meta["class_names"].tolist() if meta else _lines(file)
     if len(names) != DATA_SETS[name].classes:
         count = f"{file} names {len(names)} classes, expected {DATA_SETS[name].classes}"
         raise _refusal(name, count)
@@ -506,7 +489,7 @@ def _classes_on_disk(name: str, root: Path) -> list[str]:
 
 
 _READERS: dict[str, Callable[[str, Path, str], _Whole]] = {
-    "ImageNet": _imagenet, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10, "Cars": _annotated,
-    "DTD": _listed, "EuroSAT": _eurosat, "GTSRB": _annotated, "MNIST": _mnist,
+    "ImageNet": _imagenet, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10,
+    "Cars": _annotated, "DTD": _listed, "EuroSAT": _eurosat, "GTSRB": _annotated, "MNIST": _mnist,
     "RESISC45": _listed, "SUN397": _listed, "SVHN": _svhn, "FashionMNIST": _mnist,
 }  # fmt: skip

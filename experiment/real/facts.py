@@ -12,47 +12,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set.
-
-    Attributes:
-        train: official number of training pictures with labels.
-        test: official number of test pictures.
-        classes: number of classes.
-        classnames: CLIP's names of the classes, the index is the label; empty where they are read
-            from disk or from open_clip.
-        templates: CLIP's prompts, as PAINT uses them; ImageNet's are read from open_clip.
-        prompts: texts of the zero-shot head, each class name in each template.
-        folder: official folder under the data folder; "" if the files lie in the latter itself.
-        folders: class folders in the order of the labels, where pictures are sorted into such.
-        needs: files and folders that have to lie under the data folder.
-        lists: lists of the official training and test set, where these are files beside the
-            pictures.
-        beside: folders that the lists may lie in.
-        size: space it takes when it is whole.
-        how: how to get it, one line.
-        by_hand: where to look when the download fails.
-        mirror: options of `huggingface_hub.snapshot_download`, where torchvision has no source.
-        lists_url: where the lists are, if the mirror has none.
-        md5: MD5 of the files downloaded, by name.
-    """
+    """One data set; counts are official ones, of pictures with labels."""
 
     train: int
     test: int
     classes: int
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    prompts: int
-    folder: str
-    folders: tuple[str, ...]
-    needs: tuple[str, ...]
-    lists: tuple[str, ...]
-    beside: tuple[str, ...]
-    size: str
-    by_hand: str
+    classnames: tuple[str, ...]  # CLIP's, the index is the label; else on disk or in open_clip
+    templates: tuple[str, ...]  # CLIP's prompts, as PAINT uses them; ImageNet's are in open_clip
+    prompts: int  # texts of the zero-shot head: each class name in each template
+    folder: str  # official folder under the data folder, which "" stands for
+    folders: tuple[str, ...]  # of the classes, in the order of the labels
+    needs: tuple[str, ...]  # files and folders that have to lie under the data folder
+    lists: tuple[str, ...]  # files of the official training and test set
+    beside: tuple[str, ...]  # folders that the lists may lie in
+    size: str  # of it on disk
+    by_hand: str  # where to look when the download fails
     how: str = "automatic, by torchvision"
-    mirror: Mapping[str, Any] = field(default_factory=dict)
+    mirror: Mapping[str, Any] = field(default_factory=dict)  # options of `snapshot_download`
     lists_url: str = ""
-    md5: Mapping[str, str] = field(default_factory=dict)
+    md5: Mapping[str, str] = field(default_factory=dict)  # of the files to download
 
     @property
     def validation(self) -> int:

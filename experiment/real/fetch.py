@@ -132,9 +132,6 @@ def _official(name: str, staging: Path) -> None:
                 path.unlink()
 
 
-# --- from mirrors on the Hub -----------------------------------------------------------------
-
-
 def _mirrored(name: str, staging: Path, files: Sequence[str]) -> Path:
     """Download files of a mirror, check those whose MD5 is known, and return their folder."""
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
@@ -234,15 +231,8 @@ def _sun397(name: str, staging: Path) -> None:
         raise ValueError(f"{len(absent)} listed pictures are not in the archive: {absent[0]}")
 
 
-# --- ImageNet --------------------------------------------------------------------------------
-
-
 def _unpack_imagenet(root: Path) -> None:
-    """Unpack the user's archives beside themselves.
-
-    Raises:
-        ValueError: If they are not there: this data set is never downloaded.
-    """
+    """Unpack the user's archives beside themselves: this data set is never downloaded."""
     folder, tars = datasets.imagenet_folder(root), datasets.IMAGENET_TARS
     if folder is None or not any((folder / tar).is_file() for tar in tars.values()):
         raise ValueError(
