@@ -10,6 +10,7 @@ from shlex import quote
 import grimp
 
 from experiment.__main__ import STEPS
+from experiment.locks import claim_folder
 from experiment.run import Run
 
 SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned".split()}
@@ -37,9 +38,9 @@ CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
 RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")
 RESULTS = f"-p results ../../results/{run.name}"  # from a page
 
-if REAL and workflow.is_main_process:  # not in the jobs that a cluster starts
-    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)}"
-    if subprocess.run(check, shell=True).returncode:
+if workflow.is_main_process:  # not in the jobs that a cluster starts
+    lock = claim_folder(Path())
+    if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
         sys.exit(1)
 
 graph = grimp.build_graph(

@@ -16,6 +16,7 @@ STEPS = {
     "render": ("drawing", "render", "draw the twins"),
     "caption": ("drawing", "caption", "draw the captioned images"),
     "pretrain": ("pretraining", "pretrain", "pre-train CLIP"),
+    "check": ("real", "check_inputs", "look for all data sets and weights before anything starts"),
     "decode": ("real", "decode", "decode a real data set into the cache"),
     "zero_shot": ("real", "zero_shot", "write the weights of a public CLIP"),
     "head": ("real", "head", "write a zero-shot head"),
@@ -70,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, (_, _, text) in STEPS.items():
         sub = add(name, _step, text, *(["task"] if name in _TASK else []))
-        if name == "decode":
+        if name in ("check", "decode"):
             sub.add_argument("--data", type=Path, default=Path("data"))
+        if name == "decode":
             sub.add_argument("--workers", type=int, default=0)
         if name == "zero_shot":
             sub.add_argument("--weights", default="openai", help="openai, random or a file")
@@ -116,26 +118,13 @@ def _page(options: argparse.Namespace) -> None:
 def _assemble(options: argparse.Namespace) -> None:
     from experiment import pages
 
-    run = _run(options)
-    pairs = [f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching]
-    pages.assemble(Path("book"), run.book, run.name, pairs, _announcement(run),
-                   twins=not run.profile.real)  # fmt: skip
-
-
-def _announcement(run: Run) -> str:
-    limit, weights = run.profile.limit, run.choices["weights"]
-    if limit or weights == "random":
-        return (
-            f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
-            "It shows that every step works; no number in this book means anything."
-        )
-    return f"This is the book of the run {run.name}: {run.profile.purpose}."
+    pages.assemble(_run(options), Path("book"))
 
 
 def _reference(options: argparse.Namespace) -> None:
     from experiment import pages
 
-    pages.make_reference(_run(options), Path("book"))
+    pages.make_reference(_run(options), Path("book"), Path("notebooks"))
 
 
 def cli() -> None:

@@ -16,7 +16,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from experiment import myst
+from experiment import myst, results
+from experiment.run import Run
 from paintlib.files import replacing
 
 def execute(
@@ -85,27 +86,17 @@ def execute(
         part.write_text(nbformat.writes(page), encoding="utf-8")
 
 
-def assemble(
-    prose: Path, target: Path, name: str, pairs: list[str], announcement: str, *, twins: bool
-) -> None:
-    """Copy the prose of the book to `target`, beside the executed pages of a run.
-
-    Args:
-        prose: the book's folder.
-        target: the folder of the new book; its results are in `target/../results/NAME`.
-        name: of the run.
-        pairs: the pairs that have a page, as SUPPORTED-PATCHING.
-        announcement: what stands at the top of every page; may be empty.
-        twins: whether the tasks are micro twins, which carry a µ.
-    """
+def assemble(run: Run, prose: Path) -> None:
+    """Copy the prose of the book beside the executed pages of a run, and say whose book it is."""
+    target, name = run.book, run.name
+    pairs = {f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching}
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
     gallery = target / "results" / "twins.ipynb"
     if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
         shutil.copy(prose / "results" / "twins.ipynb", gallery)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
-    if announcement:
-        config["sphinx"]["config"]["html_theme_options"]["announcement"] = announcement
+    config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"
     (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     for page in target.glob("*.md"):
@@ -118,10 +109,48 @@ def assemble(
             for chapter in part["chapters"]
             if not chapter["file"].startswith("pairs/") or chapter["file"][6:] in pairs
         ]
-        if not twins:
+        if run.profile.real:
             part["caption"] = part["caption"].replace("µ", "")
     contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
     (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True))
+
+
+def _announcement(run: Run) -> str:
+    limit, weights = run.profile.limit, run.choices["weights"]
+    if limit or weights == "random":
+        return (
+            f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
+            "It shows that every step works; no number in this book means anything."
+        )
+    return f"This is the book of the run {run.name}: {run.profile.purpose}."
+
+
+def make_reference(run: Run, book: Path, notebooks: Path) -> None:
+    """Make the committed results and pages anew from a finished run of profile micro at seed 0.
+
+    The page that compares a run with the reference is run again: here both are the same.
+
+    Args:
+        run: with its book built, and its evaluations complete for every normalisation.
+        book: the folder of the committed book.
+        notebooks: the sources of its pages.
+
+    Raises:
+        ValueError: the run is another one.
+    """
+    if run.name != "micro":
+        raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
+    reference = results.ROOT / "results" / run.name
+    copies = {run.results / kind: reference / kind for kind in ("pairs", "pictures", "predictions")}
+    copies[run.folder / "complete"] = reference / "evaluations"
+    copies |= {run.book / kind: book / kind for kind in ("pairs", "results")}
+    for source, target in copies.items():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+    for file in (f for f in run.results.iterdir() if f.is_file()):
+        shutil.copy(file, reference)
+    execute(notebooks / "reference.md", book / "results" / "reference.ipynb",
+            {"results": f"../../results/{run.name}"}, failures=run.folder / "failed")  # fmt: skip
 
 
 def _blemish(notebook: NotebookNode) -> str | None:

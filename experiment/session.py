@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment import clip, pixels, results, weights
+from experiment.locks import hold
 from experiment.pixels import Batches
 from experiment.run import Run
 from experiment.tasks import SPLITS, Split
@@ -159,11 +159,6 @@ def free_device() -> tuple[torch.device, IO[str] | None]:
     for index in range(torch.cuda.device_count()):
         identity = torch.cuda.get_device_properties(index).uuid
         file = Path(tempfile.gettempdir()) / f"paintlib-{os.getuid()}-{identity}.lock"
-        lock = file.open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-        else:
+        if lock := hold(file):
             return torch.device("cuda", index), lock
     return torch.device("cuda" if torch.cuda.is_available() else "cpu"), None

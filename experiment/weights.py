@@ -41,9 +41,16 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+    if metadata.get("digest") != digest(tensors):
+        raise ValueError(
+            f"{path} does not hold what was written to it; "
+            "delete it and run the command again to rebuild it"
+        )
+    return tensors, metadata
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -54,7 +61,7 @@ def metadata(path: Path) -> dict[str, str]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata())
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 

@@ -174,5 +174,7 @@ def _interpolate(alphas: Sequence[float] | NDArray[np.float64], values: ArrayLik
         if a == b:
             raise ValueError(f"alpha = {a} is sampled twice; a fit needs distinct alphas")
     # `full` keeps numpy from warning when samples are so close that the highest terms are lost.
-    polynomial, _ = Polynomial.fit(np.asarray(alphas), np.asarray(values), len(alphas) - 1, full=True)
+    polynomial, _ = Polynomial.fit(
+        np.asarray(alphas), np.asarray(values), len(alphas) - 1, full=True
+    )
     return polynomial

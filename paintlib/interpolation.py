@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
 
 
 class WeightPath:
-    """The line segment between two checkpoints of one architecture (paper, section 2).
+    """The line segment between two checkpoints of one architecture, (1.1) eq-path.
 
     Both ends are kept as one flat vector each, so that a point of the path is one fused
     `lerp` over contiguous memory. Floating point tensors are interpolated in at least float32;
@@ -36,19 +37,17 @@ class WeightPath:
     ) -> None:
         first, last = _state(start), _state(end)
         _check_same_tensors(first, last)
-        floating = [name for name, tensor in first.items() if tensor.is_floating_point()]
-        if not floating:
-            raise ValueError("no floating point tensor on either side: nothing to interpolate")
-        self._shapes = {name: first[name].shape for name in floating}
+        self._shapes = {name: t.shape for name, t in first.items() if t.is_floating_point()}
         self._integers = {
             name: (first[name].clone(), last[name].clone())
             for name in first
             if name not in self._shapes
         }
-        dtypes = {side[name].dtype for side in (first, last) for name in floating}
+        if not self._shapes:
+            raise ValueError("no floating point tensor on either side: nothing to interpolate")
+        dtypes = {side[name].dtype for side in (first, last) for name in self._shapes}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        self.start = _flatten(first, floating, dtype)
-        self.end = _flatten(last, floating, dtype)
+        self.start, self.end = (self._join(side, dtype) for side in (first, last))
         for side, vector in (("start", self.start), ("end", self.end)):
             if not torch.isfinite(vector).all():
                 name = next(n for n, t in self.unflatten(vector).items() if not t.isfinite().all())
@@ -60,21 +59,21 @@ class WeightPath:
 
     @property
     def length(self) -> float:
-        """Return the 2-norm of w_ft - w_zs, summed in float64 on the device, by chunks."""
+        """The 2-norm of w_ft - w_zs, (2.3) eq-length, summed in float64 by chunks."""
         chunks = zip(self.start.split(CHUNK), self.end.split(CHUNK), strict=True)
         return math.hypot(*(float(torch.dist(a.double(), b.double())) for a, b in chunks))
 
     @cached_property
     def digests(self) -> tuple[str, str]:
-        """Return the SHA-256 of each end: names, shapes and bytes, in the order of the names."""
-        start, end = hashlib.sha256(), hashlib.sha256()
-        sides = self.unflatten(self.start), self.unflatten(self.end)
-        pairs = {name: (sides[0][name], sides[1][name]) for name in self._shapes} | self._integers
+        """The SHA-256 of each end: names, types, shapes and bytes, in the order of the names."""
+        digests = hashlib.sha256(), hashlib.sha256()
+        start, end = self.unflatten(self.start), self.unflatten(self.end)
+        pairs = {name: (start[name], end[name]) for name in start} | self._integers
         for name in sorted(pairs):
-            for digest, tensor in zip((start, end), pairs[name], strict=True):
+            for digest, tensor in zip(digests, pairs[name], strict=True):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(tensor.cpu().reshape(-1).numpy().data)
-        return start.hexdigest(), end.hexdigest()
+        return digests[0].hexdigest(), digests[1].hexdigest()
 
     def at(self, alpha: float) -> Tensor:
         """Return w(alpha) as a new flat vector, bit-exact at alpha = 0 and 1."""
@@ -82,18 +81,15 @@ class WeightPath:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of a flat `vector` under the names and shapes of the checkpoints."""
-        sizes = [shape.numel() for shape in self._shapes.values()]
-        parts = vector.split(sizes)
-        return {
-            name: part.view(self._shapes[name])
-            for name, part in zip(self._shapes, parts, strict=True)
-        }
+        parts = vector.split([shape.numel() for shape in self._shapes.values()])
+        shapes = self._shapes.items()
+        return {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """Return the flat vector of `tensors` in the path's order; an absent tensor counts as 0."""
         zeros = self.unflatten(torch.zeros_like(self.start))
-        given = {k: v for k, v in tensors.items() if v is not None}
-        return _flatten({**zeros, **given}, list(self._shapes), self.start.dtype)
+        given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return self._join({**zeros, **given}, self.start.dtype)
 
     def to(self, device: torch.device | str) -> WeightPath:
         """Move both ends to `device` in place and return the path."""
@@ -113,23 +109,23 @@ class WeightPath:
         Raises:
             ValueError: `alpha` is not finite, or the model does not fit the path.
         """
-        if not torch.isfinite(torch.tensor(alpha)):
+        if not math.isfinite(alpha):
             raise ValueError(f"alpha = {alpha} is not a finite number")
         with torch.inference_mode(False), torch.no_grad():
             self._write(self._buffer(model), alpha)
-            if self._integers:
-                tensors = model.state_dict(keep_vars=True)
-                for name, (first, last) in self._integers.items():
-                    tensors[name].copy_(first if alpha < 0.5 else last)
+            tensors = model.state_dict(keep_vars=True) if self._integers else {}
+            for name, (first, last) in self._integers.items():
+                tensors[name].copy_(first if alpha < 0.5 else last)
         return model
 
     def _write(self, out: Tensor, alpha: float) -> Tensor:
         # lerp may turn -0.0 into 0.0 at an end, and a copy is cheaper there
-        if alpha == 0.0:
-            return out.copy_(self.start)
-        if alpha == 1.0:
-            return out.copy_(self.end)
+        if alpha in (0.0, 1.0):
+            return out.copy_(self.end if alpha else self.start)
         return torch.lerp(self.start, self.end, float(alpha), out=out)
+
+    def _join(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return torch.cat([tensors[name].detach().reshape(-1).to(dtype) for name in self._shapes])
 
     def _buffer(self, model: nn.Module) -> Tensor:
         tensors = model.state_dict(keep_vars=True)
@@ -139,14 +135,14 @@ class WeightPath:
             for name, view in self.unflatten(flat).items()
         ):
             return flat
-        _check_same_tensors(self._reference(), tensors)
+        integers = {name: first for name, (first, _) in self._integers.items()}
+        _check_same_tensors({**self.unflatten(self.start), **integers}, tensors)
+        ours = self.start.dtype, self.start.device
         for name in self._shapes:
-            tensor = tensors[name]
-            if tensor.dtype != self.start.dtype or tensor.device != self.start.device:
+            if (theirs := (tensors[name].dtype, tensors[name].device)) != ours:
                 raise ValueError(
-                    f"{name!r} of the model is {tensor.dtype} on {tensor.device}, the path is "
-                    f"{self.start.dtype} on {self.start.device}; convert one of them first "
-                    "(model.float(), path.to(device))"
+                    f"{name!r} of the model is {theirs[0]} on {theirs[1]}, the path is {ours[0]} "
+                    f"on {ours[1]}; convert one of them (model.float(), path.to(device))"
                 )
         flat = torch.empty_like(self.start)
         for name, view in self.unflatten(flat).items():
@@ -154,36 +150,23 @@ class WeightPath:
         self._bound[model] = flat
         return flat
 
-    def _reference(self) -> dict[str, Tensor]:
-        return {**self.unflatten(self.start), **{k: v for k, (v, _) in self._integers.items()}}
-
 
 def _state(side: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = side.state_dict() if isinstance(side, nn.Module) else side
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _flatten(tensors: Mapping[str, Tensor], names: list[str], dtype: torch.dtype) -> Tensor:
-    return torch.cat([tensors[name].detach().reshape(-1).to(dtype) for name in names])
-
-
 def _check_same_tensors(first: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> None:
-    if missing := sorted(first.keys() ^ last.keys()):
-        raise ValueError(
-            f"{len(missing)} tensors are on one side only, first: {missing[0]!r}; "
-            "interpolation needs two checkpoints of one architecture"
-        )
-    different = [name for name in first if first[name].shape != last[name].shape]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{len(different)} tensors differ in shape, first: {name!r} is "
-            f"{tuple(first[name].shape)} on one side and {tuple(last[name].shape)} on the other; "
-            "interpolation needs two checkpoints of one architecture"
-        )
-    kinds = [n for n in first if first[n].is_floating_point() != last[n].is_floating_point()]
-    if kinds:
-        raise ValueError(
-            f"{kinds[0]!r} is {first[kinds[0]].dtype} on one side and {last[kinds[0]].dtype} on "
-            "the other; interpolation needs two checkpoints of one architecture"
-        )
+    remedy = "interpolation needs two checkpoints of one architecture"
+    if odd := sorted(first.keys() ^ last.keys()):
+        raise ValueError(f"{len(odd)} tensors are on one side only, first: {odd[0]!r}; {remedy}")
+    kinds: tuple[Callable[[Tensor], Any], ...] = (
+        lambda tensor: tuple(tensor.shape),
+        lambda tensor: "of floats" if tensor.is_floating_point() else "of integers",
+    )
+    for kind in kinds:
+        if odd := [name for name in first if kind(first[name]) != kind(last[name])]:
+            raise ValueError(
+                f"{len(odd)} tensors differ, first: {odd[0]!r} is {kind(first[odd[0]])} on one "
+                f"side and {kind(last[odd[0]])} on the other; {remedy}"
+            )

@@ -1,7 +1,5 @@
 """What a point of the path costs: the loss and the accuracy of a task, its slope and gradient."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,27 +39,16 @@ class TaskLoss:
         return self.evaluate().score
 
     def evaluate(self) -> ImageScores:
-        """Return what each image costs, in the order of the batches.
+        """Return what each image costs, in the order of the batches; errors are those of `score`.
 
         Losses are computed in float64 on the device, and leave it once.
-
-        Raises:
-            ValueError, IndexError: as `score`.
         """
+        losses, correct = [], []
         with torch.inference_mode():
-            rows = [
-                torch.stack(
-                    [
-                        F.cross_entropy(logits.double(), labels, reduction="none"),
-                        (logits.argmax(1) == labels).double(),
-                    ]
-                )
-                for logits, labels in self._forward()
-            ]
-        if not rows:
-            raise ValueError("no image to score: `batches` is empty or a generator already used up")
-        losses, correct = torch.cat(rows, dim=1).cpu().numpy()
-        return ImageScores(losses, correct.astype(bool))
+            for logits, labels in self._forward():
+                losses.append(F.cross_entropy(logits.double(), labels, reduction="none"))
+                correct.append(logits.argmax(1) == labels)
+            return ImageScores(torch.cat(losses).cpu().numpy(), torch.cat(correct).cpu().numpy())
 
     def value_and_slope(
         self, path: WeightPath, alpha: float, step: float = 1e-3
@@ -95,38 +82,33 @@ class TaskLoss:
     def gradient(self) -> dict[str, Tensor]:
         """Return the gradient of the mean loss, one tensor per parameter of `model`.
 
-        A parameter that the logits do not depend on has a gradient of zeros.
-
-        Raises:
-            ValueError: as `score`.
+        A parameter that the logits do not depend on has a gradient of zeros. Errors as `score`.
         """
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         frozen = [p for p in parameters if not p.requires_grad]
         total: list[Tensor] = []
         images = 0
-        for parameter in frozen:
-            parameter.requires_grad_(True)
         try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
             for logits, labels in self._forward():
                 loss = F.cross_entropy(logits.double(), labels, reduction="sum")
                 part = torch.autograd.grad(
                     loss, parameters, allow_unused=True, materialize_grads=True
                 )
-                if total:
-                    total = [a.add_(b) for a, b in zip(total, part, strict=True)]
-                else:
-                    total = [p.clone() for p in part]
+                total = [a + b for a, b in zip(total, part, strict=True)] if total else list(part)
                 images += len(labels)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        if not total:
-            raise ValueError("no image to score: `batches` is empty or a generator already used up")
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
     def _forward(self) -> Iterable[tuple[Tensor, Tensor]]:
         if self.model.training:
             raise ValueError("the model is in training mode; call model.eval() before scoring it")
-        logits = self.logits or self.model
+        logits, empty = self.logits or self.model, True
         for images, labels in self.batches:
             yield logits(images), labels
+            empty = False
+        if empty:
+            raise ValueError("no image to score: `batches` is empty or a generator already used up")

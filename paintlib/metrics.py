@@ -4,8 +4,6 @@
 (alpha = 1); losses are in nats per image, accuracies are fractions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,7 +34,7 @@ class Forgetting(NamedTuple):
 
 
 def gradient_similarity(displacement: Any, gradient: Any) -> float:
-    r"""Return the cosine of the angle between `w_zs - w_ft` and the gradient (paper, section 5).
+    r"""Return the cosine of the angle between `w_zs - w_ft` and the gradient: (1.6) eq-gs.
 
     $$\frac{(w_{zs} - w_{ft})^T \nabla L(w_{zs})}{\|w_{zs} - w_{ft}\| \, \|\nabla L(w_{zs})\|}$$
 
@@ -44,7 +42,7 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
 
     Args:
         displacement: `w_zs - w_ft`, flat, `(parameters,)`: an array, or a torch tensor, which
-            stays on its device; sums are in float64.
+            stays on its device. Sums are in float64.
         gradient: gradient of the supported loss at `w_zs`, of the same length and kind.
 
     Raises:
@@ -61,12 +59,11 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
         )
     # Unit scale first: squares of tiny gradients would underflow, of huge ones overflow.
     scales = _peak(a), _peak(b)
-    for name, scale in zip(("displacement", "gradient"), scales, strict=True):
-        if scale == 0:
-            raise ValueError(
-                f"{name} is zero, so its direction is undefined; check that the two checkpoints "
-                "differ and that the gradient was computed"
-            )
+    if 0 in scales:
+        raise ValueError(
+            f"{'displacement' if scales[0] == 0 else 'gradient'} is zero, so its direction is "
+            "undefined; check that the two checkpoints differ and the gradient was computed"
+        )
     sums = np.zeros(3)
     for i in range(0, len(a), CHUNK):
         x, y = (_double(v[i : i + CHUNK]) / scale for v, scale in zip((a, b), scales, strict=True))
@@ -77,7 +74,7 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
 def backward_transfer(
     alphas: ArrayLike, losses: ArrayLike, length: float, slope_at_zero: float | None = None
 ) -> BackwardTransfer:
-    r"""Return the largest fall of the supported loss per unit of distance (paper, section 5).
+    r"""Return the largest fall of the supported loss per unit of distance: (1.7) eq-bkt.
 
     $$\sup_{0 < \alpha \le 1} \frac{L(0) - L(\alpha)}{\alpha \, \|w_{zs} - w_{ft}\|}$$
 
@@ -95,25 +92,19 @@ def backward_transfer(
         the alpha that attained it: 0.0 for the one-sided limit.
 
     Raises:
-        ValueError: alphas are not ascending from 0 to at most 1, shapes differ, there is no sample
-            beyond 0, a value is not finite, or the length is not positive.
+        ValueError: an argument is not as said, or not finite; there is no sample beyond 0.
 
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0)
     BackwardTransfer(value=0.5, alpha=0.5)
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
     BackwardTransfer(value=1.5, alpha=0.0)
     """
-    a, loss = (_flat(name, np.asarray(x, float)) for name, x in
-               (("alphas", alphas), ("losses", losses)))  # fmt: skip
-    if a.size != loss.size or a.size < 2:
-        raise ValueError(
-            f"{a.size} alphas and {loss.size} losses; pass one loss per alpha, alpha = 0 and at "
-            "least one more"
-        )
-    if a[0] != 0.0 or a[-1] > 1.0 or not bool((np.diff(a) > 0).all()):
-        raise ValueError(
-            f"alphas run from {a[0]} to {a[-1]}; they must start at 0, ascend and end by 1"
-        )
+    a = _flat("alphas", np.asarray(alphas, float))
+    loss = _flat("losses", np.asarray(losses, float))
+    if len(a) != len(loss) or len(a) < 2:
+        raise ValueError(f"{len(a)} alphas and {len(loss)} losses; pass pairs, two or more")
+    if a[0] != 0.0 or a[-1] > 1.0 or not (np.diff(a) > 0).all():
+        raise ValueError(f"alphas run from {a[0]} to {a[-1]}; they must ascend from 0, end by 1")
     if not (math.isfinite(length) and length > 0):
         raise ValueError(f"length is {length}, but the two checkpoints must differ: expected > 0")
     if slope_at_zero is not None and not math.isfinite(slope_at_zero):
@@ -129,19 +120,15 @@ def backward_transfer(
 def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetting:
     """Return how much of the supported task the patched weights have lost.
 
-    A quantitative measure of catastrophic forgetting, which the paper (section 6) leaves to future
-    work: the rise of the loss relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of
-    the accuracy, A(0) - A(alpha). Both are 0 when nothing changed and negative when the supported
-    task has gained. The loss reacts first: it also sees confidence that is lost on images that
-    are still classified correctly.
+    The paper (section 6) leaves a measure of catastrophic forgetting to future work. This one is
+    the rise of the loss relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of the
+    accuracy, A(0) - A(alpha): 0 when nothing changed, negative when the supported task has gained.
+    The loss reacts first, since it sees lost confidence on images that are still right.
 
     Args:
         zero_shot: loss (nats per image) and accuracy (fraction) of the supported task at
             alpha = 0; a `Score` will do, fields beyond the second are not read.
         patched: the same at the alpha that was chosen.
-
-    Returns:
-        `loss`, a ratio, and `accuracy`, a difference of fractions.
 
     Raises:
         ValueError: a loss is negative or not finite, the zero-shot loss is zero, or an accuracy is
@@ -161,38 +148,26 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
 
 
 def gain(value: float, reference: float) -> float:
-    """Return by which share of `reference` the `value` is lower.
-
-    >>> gain(1.5, 2.0)
-    0.25
-    """
+    """Return by which fraction of `reference` the `value` is lower."""
     return 1.0 - value / reference
 
 
 def quasiconvexity_violation(values: ArrayLike) -> float:
-    r"""Return by how much a sampled curve fails to be quasi-convex: 0 for a curve with one valley.
+    r"""Return by how much a sampled curve, `(n,)`, fails to be quasi-convex; 0 for one valley.
 
     $$\max_{i<j<k} \; f_j - \max(f_i, f_k)$$
 
     The largest rise above both a point to the left and a point to the right, found in one pass:
     the best partners of j are the lowest values before and after it.
 
-    Args:
-        values: `(n,)`, the curve at ascending alphas.
-
-    Returns:
-        The violation in the unit of `values`; 0.0 for fewer than three samples.
-
     Raises:
         ValueError: a value is not finite, or `values` is not one-dimensional.
 
-    >>> quasiconvexity_violation([3.0, 1.0, 1.0, 2.0])
-    0.0
     >>> quasiconvexity_violation([0.0, 1.0, 0.25, 2.0])
     0.75
     """
     f = _flat("values", np.asarray(values, float))
-    if f.size < 3:
+    if len(f) < 3:
         return 0.0
     left = np.minimum.accumulate(f)[:-2]
     right = np.minimum.accumulate(f[::-1])[::-1][2:]
@@ -200,7 +175,7 @@ def quasiconvexity_violation(values: ArrayLike) -> float:
 
 
 def _flat(name: str, values: Any) -> Any:
-    """Return an array of float64, or a torch tensor where it is, if it is finite and flat."""
+    """Return an array of float64, or a torch tensor as it is, if it is flat and finite."""
     vector = values.detach() if hasattr(values, "detach") else np.asarray(values, float)
     if vector.ndim != 1:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}; flatten it to one dimension")
@@ -215,7 +190,7 @@ def _flat(name: str, values: Any) -> Any:
 
 
 def _peak(vector: Any) -> float:
-    """Return the largest magnitude, without a copy; NaN if there is one."""
+    """Return the largest magnitude, without a copy of the vector; NaN if there is one."""
     return max(float(vector.max()), -float(vector.min())) if len(vector) else 0.0
 
 

@@ -1,7 +1,5 @@
 """The scales that make the losses of two tasks comparable before they are added."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +21,7 @@ class Normaliser(NamedTuple):
 
 
 def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
-    """Return the scale that makes two tasks' losses comparable (paper, section 3).
+    """Return the scale of a task's losses, N in (1.3) eq-objective.
 
     Args:
         kind: `zero_shot` divides by L(0); `log_classes` by ln C, the loss of a uniform guess;
@@ -38,18 +36,13 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     0.5
     """
     if kind not in NORMALISATIONS:
+        raise ValueError(f"unknown normalisation {kind!r}; choose from {', '.join(NORMALISATIONS)}")
+    low, high = min(losses), max(losses)
+    units = {"zero_shot": losses[0], "log_classes": math.log(classes), "minmax": high - low}
+    scale = Normaliser(float(low if kind == "minmax" else 0.0), float(units.get(kind, 1.0)))
+    if not (math.isfinite(scale.unit) and math.isfinite(scale.offset) and scale.unit > 0):
         raise ValueError(
-            f"unknown normalisation {kind!r}; choose one of {', '.join(NORMALISATIONS)}"
+            f"the {kind!r} normalisation has the scale {scale.unit}: the task's loss is zero, "
+            "constant or not finite along the path; choose another normalisation"
         )
-    offset, unit = {
-        "zero_shot": lambda: (0.0, losses[0]),
-        "log_classes": lambda: (0.0, math.log(classes)),
-        "minmax": lambda: (min(losses), max(losses) - min(losses)),
-        "none": lambda: (0.0, 1.0),
-    }[kind]()
-    if not (math.isfinite(unit) and math.isfinite(offset) and unit > 0):
-        raise ValueError(
-            f"the {kind!r} normalisation has the scale {unit}: the task's loss is zero, constant "
-            "or not finite along the path; choose another normalisation"
-        )
-    return Normaliser(float(offset), float(unit))
+    return scale

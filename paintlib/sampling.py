@@ -3,8 +3,6 @@
 They come from the losses of single images at alphas that were visited anyway: nothing is evaluated.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

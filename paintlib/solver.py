@@ -1,8 +1,8 @@
 """Find the alpha that minimises a sum of losses: the paper's quintic, the grid, and three peers.
 
 Floats in, floats out: an objective maps alpha to one normalised loss per task (or to their sum)
-and is expensive, since each call is a pass over the data sets. All solvers return the same frozen
-`Solution`, and none returns a point worse than the best one it has seen, unless told not to look.
+and is expensive. All solvers return a `Solution`, never worse than the best point they have seen.
+A mark as (3.3) eq-root is the number of an equation of the book, and its label.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ __all__ = [
     "Evaluation", "Solution", "Status", "brent", "golden", "grid", "log_quintic", "quintic",
 ]  # fmt: skip
 
-Objective = Callable[[float], float | Sequence[float]]
-
 GOLDEN = (3.0 - math.sqrt(5.0)) / 2.0
 NOISE = 1e-6  # bumps below this share of the objective's range are not called minima
 GAIN = 1e-6  # a relative gain below this is not worth an evaluation
@@ -41,6 +39,11 @@ class Evaluation(NamedTuple):
     alpha: float
     value: float
     parts: tuple[float, ...]
+
+
+Objective = Callable[[float], float | Sequence[float]]
+Bracket = tuple[float, float]
+Known = Iterable[Evaluation]
 
 
 class Status(enum.Enum):
@@ -62,8 +65,8 @@ class Solution:
     Attributes:
         alpha: position of the smallest value seen.
         value: the sum of the parts there.
-        bracket: smallest interval between samples that holds the minimum if the objective is
-            quasi-convex; one of its ends is `alpha` where the minimum is an end of the search.
+        bracket: smallest interval between samples that holds a quasi-convex minimum; one of its
+            ends is `alpha` where the minimum is an end of the search.
         status: how the search ended, as advice.
         trace: all samples the answer rests on: the known ones by alpha, then the fresh ones in
             the order of their evaluation.
@@ -72,7 +75,7 @@ class Solution:
 
     alpha: float
     value: float
-    bracket: tuple[float, float]
+    bracket: Bracket
     status: Status
     trace: tuple[Evaluation, ...]
     evaluations: int
@@ -84,75 +87,58 @@ class Solution:
 
     @property
     def verified(self) -> bool:
-        """Whether `value` was seen at `alpha`; otherwise a fit foretells it, see `quintic`."""
+        """Whether `value` was seen at `alpha`; else it is a fit's (`quintic` with verify=False)."""
         return any(sample.alpha == self.alpha for sample in self.trace)
 
 
-def quintic(
-    objective: Objective,
-    bracket: tuple[float, float] = (0.0, 1.0),
-    *,
-    step: float = 0.05,
-    known: Iterable[Evaluation] = (),
-    verify: bool = True,
-) -> Solution:
-    """Minimise as the paper does (section 3): a quintic in the smallest interval with a minimum.
+def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05,
+            known: Known = (), verify: bool = True) -> Solution:  # fmt: skip
+    """Minimise as the paper does (section 3): a quintic in the smallest bracket of the minimum.
 
     The paper's: the smallest interval that brackets the minimum, an approximation of fifth order
     of the sum there, the root of its derivative. Our choices where it is silent: the samples are
-    those of the exhaustive search; the interval reaches from the lowest sample to its neighbours;
-    the quintic passes through the six samples around it (`fit_quintic`); one evaluation verifies
-    the root, and the better of it and the lowest sample is returned.
-
-    Numbers in the code are those of the book's equations, with their labels.
+    the grid's; the interval reaches from the lowest sample to its neighbours; the quintic passes
+    through the six samples around it (`fits.window`); one evaluation verifies the root, and the
+    better of it and the lowest sample is returned.
 
     Args:
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
         bracket: the ends of the search, in ascending order.
         step: distance of the samples, as for `grid`.
         known: evaluations already paid for; those outside the bracket are ignored. Both ends and
-            four more stand for the grid, fewer are added to it.
-        verify: evaluate the root. Otherwise the root is the answer and `value` that of the
-            polynomial: one evaluation is saved, and F(alpha) may lie above the lowest sample. The
-            status is then UNVERIFIED, but for an objective that is flat or has two valleys.
+            four more stand for the grid; fewer are added to it.
+        verify: whether to evaluate the root. Without, the root is the answer whatever lies there,
+            `value` is the polynomial's, and the true value can be above the lowest sample.
 
     Returns:
-        The best point seen, known ones included. The status is CONVERGED, AT_START or AT_END;
-        whatever the search, it is FLAT if all values are equal, and NOT_QUASICONVEX if the samples
-        show two valleys.
+        The best point seen. The status is CONVERGED, AT_START or AT_END, or UNVERIFIED; but of any
+        solver it is FLAT if all values are equal, NOT_QUASICONVEX if the samples have two valleys.
 
     Raises:
-        ValueError: the bracket, `step` or `known` is invalid; a loss is not finite (its alpha is
-            named); the number of parts changes between calls.
+        ValueError: an argument is invalid, a loss is not finite (its alpha is named), or the
+            number of parts changes between calls.
 
     >>> round(quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).alpha, 9)
     0.875
     """
     record = _Record(objective, bracket, known)
-    if not (len(record.samples) >= POINTS and record.has(record.low) and record.has(record.high)):
-        for alpha in record.divide(step):
-            record(alpha)  # (1.3) eq-objective
+    if len(record.samples) < POINTS or not (record.find(record.low) and record.find(record.high)):
+        record.visit(step)  # (1.3) eq-objective: F
     left, right = record.bracket()  # (1.5) eq-bracket: F(l) > F(m) < F(r)
     polynomial = fit_quintic(record.samples)
     roots = polynomial.deriv().roots().real  # (3.3) eq-root: P'(a) = 0
     inside = [float(root) for root in roots if left <= root <= right]
-    # the lowest: P' turns positive there, or P falls or rises all the way to an end
+    # the lowest point: P' turns positive there, or P falls or rises from end to end
     root = min([*inside, left, right], key=polynomial)
-    if verify or record.has(root):
+    if verify or record.find(root):
         record(root)
         return record.solution(record.place())
     return record.solution(Status.UNVERIFIED, (root, float(polynomial(root))))
 
 
-def log_quintic(
-    objective: Objective,
-    bracket: tuple[float, float] = (0.0, 1.0),
-    *,
-    xtol: float = 1e-3,
-    max_evals: int | None = None,
-    known: Iterable[Evaluation] = (),
-) -> Solution:
-    """Minimise in few evaluations by fits to each task's log-loss, (3.4) eq-parts of the book.
+def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
+                max_evals: int | None = None, known: Known = ()) -> Solution:  # fmt: skip
+    """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
     (at most six) samples around the lowest one, takes the root of the derivative of the fitted
@@ -164,27 +150,18 @@ def log_quintic(
     minimum at an end is certified by an evaluation at distance `xtol` from it.
 
     Args:
-        objective: as for `quintic`.
-        bracket: the ends of the search, in ascending order.
+        objective, bracket: as for `quintic`; so are the answer, but for BUDGET, and the errors.
         xtol: tolerance on alpha, in its own unit.
-        max_evals: largest number of fresh evaluations; six by default, plus one for each end that
+        max_evals: largest number of fresh evaluations; by default six, and one for each end that
             is not known.
-        known: evaluations already paid for, such as the ends that several pairs share. All inside
-            the bracket are used; those outside are ignored.
-
-    Returns:
-        As `quintic`, or with the status BUDGET.
-
-    Raises:
-        ValueError: `xtol` or `max_evals` is invalid, or as for `quintic`.
+        known: evaluations already paid for, such as the ends that several pairs share.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
     """
     record = _Record(objective, bracket, known)
-    record.check_xtol(xtol)
-    missing = sum(not record.has(end) for end in (record.low, record.high))
-    record.limit(6 + missing if max_evals is None else max_evals, at_least=missing)
+    missing = sum(not record.find(end) for end in (record.low, record.high))
+    record.limit(xtol, 6 + missing if max_evals is None else max_evals, at_least=missing)
     return record.solution(_search(record, xtol))
 
 
@@ -217,7 +194,7 @@ def _search(record: _Record, xtol: float) -> Status:
         if still and best.alpha in (low, high):
             # A step of xtol inwards is the cheapest proof that an end is the minimum.
             trial = min(low + xtol, b) if best.alpha == low else max(high - xtol, a)
-        if record.has(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
+        if record.find(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
             trial = record.widest_gap()
             steps.clear()
         record(trial)
@@ -234,65 +211,32 @@ def _foreseen(record: _Record, xtol: float) -> bool:
 
 
 def grid(
-    objective: Objective,
-    bracket: tuple[float, float] = (0.0, 1.0),
-    *,
-    step: float = 0.05,
-    known: Iterable[Evaluation] = (),
+    objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05, known: Known = ()
 ) -> Solution:
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
     This is how PAINT chooses alpha. The positions are exact: 0.15, not 0.15000000000000002.
 
     Args:
-        objective: as for `quintic`.
-        bracket: the ends of the search, in ascending order.
+        objective, bracket: as for `quintic`; so are the answer and the errors.
         step: distance of the samples; must divide the bracket.
         known: evaluations already paid for; those within 1e-9 of a position (as a share of the
             bracket) stand for it, and the others inside the bracket compete for the minimum too.
-
-    Returns:
-        The lowest sample; its neighbours are the bracket. A minimum at an end is known to `step`.
-
-    Raises:
-        ValueError: the step does not divide the bracket, or as for `quintic`.
-
-    >>> [round(e.alpha, 3) for e in grid(lambda a: a * a, (-1.0, 1.0), step=0.5).trace]
-    [-1.0, -0.5, 0.0, 0.5, 1.0]
     """
     record = _Record(objective, bracket, known)
-    for alpha in record.divide(step):
-        record(alpha)
+    record.visit(step)
     return record.solution(record.place())
 
 
-def brent(
-    objective: Objective,
-    bracket: tuple[float, float] = (0.0, 1.0),
-    *,
-    xtol: float = 1e-3,
-    max_evals: int = 50,
-    known: Iterable[Evaluation] = (),
-) -> Solution:
-    """Minimise by scipy's bounded Brent (golden section and parabolas), a peer.
+def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
+          max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
+    """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
 
-    It sees only the sum, and never visits the ends: where the minimum is an end, it comes within
-    about `xtol` of it and the status says so.
-
-    Args:
-        objective: as for `quintic`.
-        bracket: the ends of the search, in ascending order.
-        xtol: tolerance on alpha, in its own unit.
-        max_evals: largest number of fresh evaluations, at least 2.
-        known: evaluations already paid for: they compete for the minimum, and are not paid for
-            again where the search comes by.
-
-    Raises:
-        ValueError: as for `log_quintic`.
+    It never visits the ends: where the minimum is one, it comes within about `xtol` of it and the
+    status says so. Arguments and errors are those of `log_quintic`, but `max_evals` is at least 2.
     """
     record = _Record(objective, bracket, known)
-    record.check_xtol(xtol)
-    record.limit(max_evals, at_least=2)
+    record.limit(xtol, max_evals, at_least=2)
     result = optimize.minimize_scalar(
         lambda alpha: record(float(alpha)).value,
         bounds=(record.low, record.high),
@@ -302,23 +246,15 @@ def brent(
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
 
 
-def golden(
-    objective: Objective,
-    bracket: tuple[float, float] = (0.0, 1.0),
-    *,
-    xtol: float = 1e-3,
-    max_evals: int = 50,
-    known: Iterable[Evaluation] = (),
-) -> Solution:
-    """Minimise by scipy's golden section, the peer that takes nothing but quasi-convexity.
+def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
+           max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
+    """Minimise the sum by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
     It needs a point below both ends to begin with: the middle, or else the first that halving
-    towards the lower end finds. Arguments and errors are those of `brent`, but for `max_evals`,
-    which is at least 3.
+    towards the lower end finds. Arguments and errors as for `brent`, `max_evals` at least 3.
     """
     record = _Record(objective, bracket, known)
-    record.check_xtol(xtol)
-    record.limit(max_evals, at_least=3)
+    record.limit(xtol, max_evals, at_least=3)
     width = record.high - record.low
     lower = min(record(record.low), record(record.high), key=lambda end: end.value)
     middle = record(record.low + FIRST * width)
@@ -341,79 +277,61 @@ def golden(
 class _Record:
     """What is known about the objective so far; checks, counts and sorts its evaluations."""
 
-    def __init__(
-        self, objective: Objective, bracket: tuple[float, float], known: Iterable[Evaluation]
-    ) -> None:
-        low, high = (float(end) for end in bracket)
+    def __init__(self, objective: Objective, bracket: Bracket, known: Known) -> None:
+        self.low, self.high = low, high = float(bracket[0]), float(bracket[1])
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
-        self.objective, self.low, self.high = objective, low, high
+        self.objective, self.width, self.budget = objective, high - low, 0
         self.samples: list[Evaluation] = []  # ascending in alpha
         self.fresh: list[Evaluation] = []
-        self.budget = 0
         for alpha, value, parts in sorted(known):
             if low <= alpha <= high:
-                sample = _evaluation(float(alpha), parts or value)
+                sample = self._add(float(alpha), parts or value)
                 if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
                     raise ValueError(
-                        f"known value {value} at alpha = {alpha} is not the sum of its parts "
-                        f"{parts}; pass evaluations of this objective"
+                        f"alpha = {alpha} is known by the value {value}, and by {sample.value} or "
+                        f"the parts {parts}; pass evaluations of this objective"
                     )
-                self._add(sample)
 
-    def limit(self, budget: int, *, at_least: int) -> None:
-        """Set the number of fresh evaluations that may be spent."""
-        if budget < at_least:
+    def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
+        """Set the number of fresh evaluations that may be spent; check the tolerance too."""
+        if not 1e-8 * self.width <= xtol < self.width:
             raise ValueError(
-                f"max_evals is {budget}, but this search needs at least {at_least}; raise it, or "
-                "pass more evaluations by `known`"
+                f"xtol is {xtol}; it must be below the bracket's width {self.width}, and at least "
+                "1e-8 of it, since rounding hides the minimum beyond"
             )
+        if budget < at_least:
+            raise ValueError(f"max_evals is {budget}, but this search needs at least {at_least}")
         self.budget = budget
 
-    def check_xtol(self, xtol: float) -> None:
-        """Refuse a tolerance that means nothing in this bracket."""
-        width = self.high - self.low
-        if not (math.isfinite(xtol) and 1e-8 * width <= xtol < width):
-            raise ValueError(
-                f"xtol is {xtol}; it must be below the bracket's width {width}, and at least 1e-8 "
-                "of it, since rounding hides the minimum beyond"
-            )
-
-    def divide(self, step: float) -> list[float]:
-        """Return the multiples of `step`, both ends included, each rounded only once."""
-        width = self.high - self.low
-        if not (math.isfinite(step) and 0 < step <= width):
-            raise ValueError(f"step is {step}; it must be positive, and at most {width}, the width")
-        count = round(width / step)
-        if abs(count * step - width) > SAME * width:
-            raise ValueError(
-                f"step {step} does not divide the bracket of width {width}, so its end would be "
-                f"missed; use {width / math.ceil(width / step)}"
-            )
+    def visit(self, step: float) -> None:
+        """Evaluate the multiples of `step`, both ends included, each rounded only once."""
+        count = round(self.width / step) if 0 < step <= self.width else 0
+        if not count or abs(count * step - self.width) > SAME * self.width:
+            use = self.width / (math.ceil(self.width / step) if count else 20)
+            raise ValueError(f"step {step} does not divide the width {self.width}; use {use}")
         start, end = Fraction(repr(self.low)), Fraction(repr(self.high))
-        inner = [float(start + i * (end - start) / count) for i in range(1, count)]
-        return [self.low, *inner, self.high]
+        inner = (float(start + i * (end - start) / count) for i in range(1, count))
+        for alpha in (self.low, *inner, self.high):
+            self(alpha)
 
     def __call__(self, alpha: float) -> Evaluation:
         """Return the evaluation at `alpha`: a known one, or a fresh one, which is charged."""
-        for sample in self.samples:
-            if self._same(sample.alpha, alpha):
-                return sample
+        if sample := self.find(alpha):
+            return sample
         self.budget -= 1
-        sample = _evaluation(alpha, self.objective(alpha))
-        self._add(sample)
-        self.fresh.append(sample)
-        return sample
+        self.fresh.append(self._add(alpha, self.objective(alpha)))
+        return self.fresh[-1]
 
-    def has(self, alpha: float) -> bool:
-        """Return whether `alpha` was evaluated."""
-        return any(self._same(sample.alpha, alpha) for sample in self.samples)
+    def find(self, alpha: float) -> Evaluation | None:
+        near = (s for s in self.samples if abs(s.alpha - alpha) <= SAME * self.width)
+        return next(near, None)
 
     def best(self) -> Evaluation:
         """Return the lowest sample, the first of equals."""
         return min(self.samples, key=lambda sample: sample.value)
 
-    def bracket(self) -> tuple[float, float]:
+    def bracket(self) -> Bracket:
         """Return the neighbours of the lowest samples: they enclose a quasi-convex minimum."""
         values = [sample.value for sample in self.samples]
         first = values.index(min(values))
@@ -431,7 +349,6 @@ class _Record:
         return left.alpha + share * (right.alpha - left.alpha)
 
     def span(self) -> float:
-        """Return the difference of the largest and the smallest value."""
         values = [sample.value for sample in self.samples]
         return max(values) - min(values)
 
@@ -452,7 +369,7 @@ class _Record:
         return Status.AT_END if alpha >= self.high - margin else Status.CONVERGED
 
     def solution(self, status: Status, found: tuple[float, float] | None = None) -> Solution:
-        """Return the best sample, or the point `found` by a fit, as alpha and value.
+        """Return the best sample, or the alpha and value `found` by a fit.
 
         What the samples show about the objective goes before `status`. A bump is held against
         quasi-convexity only if it stands out of the rounding of the values.
@@ -467,35 +384,24 @@ class _Record:
         trace = (*(sample for sample in self.samples if sample not in paid), *self.fresh)
         return Solution(alpha, value, self.bracket(), status, trace, len(self.fresh))
 
-    def _same(self, a: float, b: float) -> bool:
-        return abs(a - b) <= SAME * (self.high - self.low)
-
-    def _add(self, sample: Evaluation) -> None:
-        if self.samples and len(sample.parts) != len(self.samples[0].parts):
+    def _add(self, alpha: float, result: float | Sequence[float]) -> Evaluation:
+        """Return the checked evaluation of one call's result, or the one that is there already."""
+        parts = tuple(np.atleast_1d(np.asarray(result, float)).tolist())
+        if not parts:
+            raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
+        if not all(map(math.isfinite, parts)):
             raise ValueError(
-                f"the objective has {len(sample.parts)} parts at alpha = {sample.alpha} but "
+                f"the objective is not finite at alpha = {alpha}: {parts}; check the weights there, "
+                "or narrow the bracket"
+            )
+        if self.samples and len(parts) != len(self.samples[0].parts):
+            raise ValueError(
+                f"the objective has {len(parts)} parts at alpha = {alpha} but "
                 f"{len(self.samples[0].parts)} at alpha = {self.samples[0].alpha}; return one loss "
                 "per task, the same tasks each time"
             )
-        for other in self.samples:
-            if self._same(other.alpha, sample.alpha):
-                if other.value != sample.value:
-                    raise ValueError(
-                        f"alpha = {sample.alpha} is known twice, with the values {other.value} and "
-                        f"{sample.value}; keep the one that belongs to this objective"
-                    )
-                return
+        if sample := self.find(alpha):
+            return sample
+        sample = Evaluation(alpha, math.fsum(parts), parts)
         bisect.insort(self.samples, sample)
-
-
-def _evaluation(alpha: float, result: float | Sequence[float]) -> Evaluation:
-    """Return the checked evaluation of one call's result."""
-    parts = tuple(float(part) for part in np.atleast_1d(np.asarray(result, float)))
-    if not parts:
-        raise ValueError(f"the objective has no part at alpha = {alpha}; return at least one loss")
-    if not all(map(math.isfinite, parts)):
-        raise ValueError(
-            f"the objective is not finite at alpha = {alpha}: {parts}; check the weights there, or "
-            "narrow the bracket"
-        )
-    return Evaluation(alpha, math.fsum(parts), parts)
+        return sample

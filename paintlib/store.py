@@ -1,10 +1,4 @@
-"""Evaluations on disk: what a search has paid for survives a kill, and can be replayed anywhere.
-
-One `.npz` file holds the loss and the hit of each image, per task and alpha, and says of which
-weights and data they are. `numpy.load` reads it.
-"""
-
-from __future__ import annotations
+"""Evaluations on disk: what a search has paid for survives a kill, and can be replayed anywhere."""
 
 import contextlib
 import glob
@@ -27,7 +21,7 @@ except ImportError:  # Windows: a file is whole there too, but only one process 
 
 __all__ = ["Store", "replacing"]
 
-SAME = 1e-9  # alphas closer than this are one alpha
+SAME = 1e-9  # alphas closer than this are one: another processor repeats a root to rounding only
 FIELDS = ("alphas", "losses", "correct")
 
 
@@ -46,9 +40,6 @@ class Store:
             file's.
         writable: otherwise the file must exist, and what is put stays in memory.
 
-    Attributes:
-        file: as given.
-
     Raises:
         ValueError: the file is damaged, no store, or of another key.
         FileNotFoundError: the file is missing, and not to be made.
@@ -61,19 +52,17 @@ class Store:
         self._key = None if key is None else dict(key)
         self._rows: dict[str, dict[float, ImageScores]] = {}
         if not writable and not self.file.exists():
-            raise FileNotFoundError(
-                f"{self.file} is missing; it is made by evaluating with the weights"
-            )
+            raise FileNotFoundError(f"{self.file} is missing; evaluations with the weights make it")
         self._read()
 
     @property
     def key(self) -> dict[str, str]:
-        """Return what was evaluated, as given or as the file says."""
+        """What was evaluated, as given or as the file says."""
         return dict(self._key or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Return the names of the tasks, sorted."""
+        """The names of the tasks, sorted."""
         return tuple(sorted(self._rows))
 
     def alphas(self, task: str) -> tuple[float, ...]:
@@ -81,28 +70,21 @@ class Store:
         return tuple(sorted(self._rows.get(task, ())))
 
     def get(self, alpha: float, task: str) -> ImageScores | None:
-        """Return what is stored of `task` at `alpha`, or None.
-
-        An alpha within 1e-9 is the same: another processor finds a root again only to rounding.
-        """
+        """Return what is stored of `task` at `alpha`, or within 1e-9 of it; else None."""
         rows = self._rows.get(task, {})
         nearest = min(rows, key=lambda stored: abs(stored - alpha), default=math.inf)
         return rows[nearest] if abs(nearest - alpha) <= SAME else None
 
     def put(self, alpha: float, scores: Mapping[str, ImageScores]) -> None:
-        """Keep what was found at `alpha`; of two evaluations of one task there, the first stays.
-
-        Args:
-            alpha: position on the path.
-            scores: task to what its images cost.
+        """Keep what the images of some tasks cost at `alpha`; what is there already stays.
 
         Raises:
             ValueError: `alpha` is not finite, a task has another number of images than before, or
-                the file has become another one.
+                the file was damaged or replaced since.
         """
         if not math.isfinite(alpha):
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        with self._locked():
+        with self._locked() if self._writable else contextlib.nullcontext():
             if self._writable:
                 self._read()
             for task, row in scores.items():
@@ -117,13 +99,11 @@ class Store:
         if not row.losses.shape == row.correct.shape == (images,):
             raise ValueError(
                 f"task {task!r} has losses {row.losses.shape} and hits {row.correct.shape} at "
-                f"alpha = {alpha}, but {images} images elsewhere in {self.file}; give these images "
-                "a file of their own"
+                f"alpha = {alpha}, but {images} images elsewhere in {self.file}; use another file"
             )
         self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
-        """Add what the file holds."""
         if not self.file.exists():
             return
         found = []
@@ -137,8 +117,7 @@ class Store:
                         found.append((task, float(alpha), ImageScores(*row)))
         except Exception as error:  # whatever reading a damaged zip may raise
             raise ValueError(
-                f"{self.file} is damaged, or no store of evaluations ({error}); delete it and "
-                "evaluate again"
+                f"{self.file} is damaged, or no store of evaluations ({error}); delete it"
             ) from error
         ours = key if self._key is None else self._key
         for field in sorted(ours.keys() | key.keys()):
@@ -154,27 +133,23 @@ class Store:
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
-            rows = sorted(self._rows[task].items())
-            arrays[f"{task}.alphas"] = np.array([alpha for alpha, _ in rows], "<f8")
-            for name in FIELDS[1:]:
-                arrays[f"{task}.{name}"] = np.stack([getattr(row, name) for _, row in rows])
+            rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
+            for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
+                arrays[f"{task}.{name}"] = np.array(column)
         with replacing(self.file) as part, zipfile.ZipFile(part, "w") as archive:
             for name, array in arrays.items():
                 member = io.BytesIO()
                 np.lib.format.write_array(member, array, allow_pickle=False)
-                about = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date
-                about.external_attr = 0o644 << 16
+                about = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
                 archive.writestr(about, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=6)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other writers of the file out, and sweep up what killed ones have left."""
-        if not self._writable or fcntl is None:
-            yield
-            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or the process gone
-            for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
-                left.unlink()
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
+                for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
+                    left.unlink()
             yield

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from experiment.real import datasets as paper
+from experiment.real import datasets
+from experiment.real.facts import DATA_SETS
 
-NAMES = paper.SUPPORTED + paper.PATCHING
+NAMES = tuple(DATA_SETS)
 _LEVELS = 24  # distance of two digits in 0..255: well above noise and JPEG
 
 
@@ -122,7 +123,7 @@ def _cifar100(root: Path, per_class: int) -> None:
 
 
 def _underscored(name: str) -> list[str]:
-    return [word.replace(" ", "_") for word in paper.task(name, Path()).classnames]
+    return [word.replace(" ", "_") for word in datasets.task(name, Path()).classnames]
 
 
 def _stl10(root: Path, per_class: int) -> None:
@@ -132,7 +133,7 @@ def _stl10(root: Path, per_class: int) -> None:
         _save(folder / f"{part}_X.bin", images.transpose(0, 3, 2, 1).tobytes())  # column by column
         _save(folder / f"{part}_y.bin", (labels + 1).astype(np.uint8).tobytes())
     _save(folder / "unlabeled_X.bin", b"")
-    _text(folder / "class_names.txt", paper.task("STL10", root).classnames)
+    _text(folder / "class_names.txt", datasets.task("STL10", root).classnames)
     _text(folder / "fold_indices.txt", ["0"] * 10)
 
 
@@ -160,7 +161,7 @@ def _cars(root: Path, per_class: int) -> None:
 def _dtd(root: Path, per_class: int) -> None:
     folder = root / "dtd/dtd"
     lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for label, name in enumerate(paper.task("DTD", root).classnames):
+    for label, name in enumerate(datasets.task("DTD", root).classnames):
         for serial in range(per_class + 1):
             part = "test" if serial == per_class else ("val" if serial % 2 else "train")
             picture = f"{name}/{name}_{serial:04d}.jpg"

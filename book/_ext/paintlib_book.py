@@ -98,7 +98,7 @@ def _provenance(app: Sphinx) -> Path:
 
 
 class ProvenanceTable(CSVTable):  # type: ignore[misc]  # docutils is not typed
-    """The seconds of a run, summed by step, or the versions of its packages; its file is read."""
+    """The seconds of a run, summed by step, or the versions that it was made with."""
 
     def get_csv_data(self) -> tuple[list[str], str]:
         """Return lines of CSV, the header first, and where they are from."""
@@ -109,8 +109,8 @@ class ProvenanceTable(CSVTable):  # type: ignore[misc]  # docutils is not typed
             raise self.error(f"there is no {file}; a run of `make book` writes its own")
         run = json.loads(file.read_text(encoding="utf-8"))
         if self.name == "run-versions":
-            rows = [f"{package},{version}" for package, version in run["versions"].items()]
-            return ["package,version", *rows], str(file)
+            made_with = {"commit": run["commit"], "device": run["device"], **run["versions"]}
+            return [f'{name},"{version}"' for name, version in made_with.items()], str(file)
         steps: dict[str, list[float]] = {"all": list(run["seconds"].values())}
         for step, seconds in sorted(run["seconds"].items()):
             steps.setdefault(step.partition("/")[0], []).append(seconds)

@@ -7,8 +7,8 @@ document.addEventListener("DOMContentLoaded", async () => {
   const data = JSON.parse(document.getElementById("explore-data").textContent);
   const { supported, patching, alpha: slider } = form.elements;
   const roles = { supported, patching };
-  const names = { zero_shot: "the zero-shot weights", exhaustive: "the exhaustive search's answer",
-    quintic: "the quintic's answer", fine_tuned: "the fine-tuned weights" };
+  const names = { zero_shot: "the zero-shot weights", grid: "the exhaustive search's answer",
+    quintic: "the quintic's answer", log_quintic: "the log-quintic's answer", fine_tuned: "the fine-tuned weights" };
   const all = (selector) => [...form.querySelectorAll(selector)];
   const percent = (fraction, digits = 1) => `${(100 * fraction).toFixed(digits)}\u00a0%`;
   let pair; // the chosen one
@@ -26,7 +26,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   function showPair() {
     pair = data.pairs[`${supported.value}-${patching.value}`];
     draw("losses", "curves", lines(data.dense, withSum(pair.losses)));
-    draw("losses", "answers", ["exhaustive", "quintic"].map((name) => {
+    draw("losses", "answers", ["grid", "quintic", "log_quintic"].map((name) => {
       const { alpha, losses: [kept, gained] } = pair.points[name];
       return { line: name, alpha, value: kept + gained };
     }));

@@ -87,8 +87,7 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
     with torch.device("meta"):  # a random initialisation takes seconds
         model = open_clip.CLIP(**config)
     whole = "give `model.state_dict()` of a whole CLIP of open_clip, as .safetensors or .pt"
-    state = _read(path)
-    state = _below(_prefix(state, "visual.conv1.weight", path, whole), state)
+    _, state = _below("visual.conv1.weight", _read(path), path, whole)
     state = _conform(state, model.state_dict(), path, f"is it {name}? {whole}")
     model.load_state_dict(state, assign=True)
     if model.attn_mask is not None:  # the one tensor that state dicts leave out
@@ -118,15 +117,15 @@ def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str,
     path = Path(path)
     state = _read(path)
     if any(name.endswith("embeddings.class_embedding") for name in state):
-        prefix = _prefix(state, "embeddings.class_embedding", path, _FORMATS)
-        tower = _renamed(_below(prefix, state))
+        prefix, tower = _below("embeddings.class_embedding", state, path, _FORMATS)
+        tower = _renamed(tower)
         projection = state.get(f"{prefix.removesuffix('vision_model.')}visual_projection.weight")
         if projection is not None:
             tower["proj"] = projection.T if projection.ndim == 2 else projection
         elif "proj" in reference:
             tower["proj"] = reference["proj"]
     else:
-        tower = _below(_prefix(state, "conv1.weight", path, _FORMATS), state)
+        _, tower = _below("conv1.weight", state, path, _FORMATS)
     return _conform(tower, reference, path, _FORMATS)
 
 
@@ -263,8 +262,10 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _prefix(state: Mapping[str, Tensor], anchor: str, path: Path, remedy: str) -> str:
-    """Return what stands before `anchor`, a tensor that each image tower has exactly once."""
+def _below(
+    anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
+) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of `anchor`, which an image tower has once, and what has this prefix."""
     found = [
         name.removesuffix(anchor)
         for name in state
@@ -275,15 +276,8 @@ def _prefix(state: Mapping[str, Tensor], anchor: str, path: Path, remedy: str) -
             f"{path} holds {len(found)} image towers, told by {anchor!r}, among {len(state)} "
             f"tensors, first: {min(state, default='none')!r}; {remedy}"
         )
-    return found[0]
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+    [prefix] = found
+    return prefix, {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def _renamed(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:

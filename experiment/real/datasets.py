@@ -11,7 +11,6 @@ split, see `eurosat_indices`.
 
 import codecs
 import hashlib
-import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +37,6 @@ NEEDS = {name: data.needs for name, data in DATA_SETS.items()}
 """What has to lie under the data folder; ImageNet, and the lists of two others, have a choice."""
 
 _T = TypeVar("_T")
-_logger = logging.getLogger(__name__)
 _REMEDY = f"`{COMMAND}` shows what is found, and how to get the rest"
 # SHA-256 of the 1,000 class folders of ILSVRC2012, sorted, one a line
 _WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
@@ -168,7 +166,6 @@ def open_split(name: str, root: Path, split: str) -> Pictures:
         indices = eurosat_indices(len(indices))[split == "test"]
     if split != "test":
         indices = indices[validation_indices(len(indices))[split == "validation"]]
-    _logger.info("%s %s: %d of %d pictures", name, split, len(indices), len(whole.content))
     return _pictures(name, whole, indices)
 
 
@@ -328,14 +325,10 @@ def _imagenet(name: str, root: Path, part: str) -> _Whole:
     return _by_folder(name, folder, pictures)
 
 
-def _dtype(kind: str, align: object = False, copy: object = False) -> np.dtype[Any]:
-    return np.dtype(kind, align=bool(align), copy=bool(copy))  # old pickles say 0 and 1
-
-
 _ARRAY = np.empty(0).__reduce__()[0]
-_HARMLESS = {
+_HARMLESS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): lambda kind, *flags: np.dtype(kind),  # flags are 0 and 1 in old pickles
     ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
     ("numpy._core.multiarray", "_reconstruct"): _ARRAY,
     ("_codecs", "encode"): codecs.encode,
@@ -401,8 +394,7 @@ def _svhn(name: str, root: Path, part: str) -> _Whole:
 
 def _mnist(name: str, root: Path, part: str) -> _Whole:
     folder = root / DATA_SETS[name].folder
-    kind = getattr(datasets, name)
-    mnist = _reading(folder, lambda _: kind(str(root), part == "train"))
+    mnist = _reading(folder, lambda _: getattr(datasets, name)(str(root), part == "train"))
     return _Whole(folder, mnist.data.numpy(), mnist.targets.numpy())
 
 
@@ -480,8 +472,10 @@ def _listed(name: str, root: Path, part: str) -> _Whole:
 def _classes_on_disk(name: str, root: Path) -> list[str]:
     """Return what Cars and SUN397 name their classes, in the order of the labels."""
     file = root / NEEDS[name][0]
-    meta = name == "Cars" and _reading(file, lambda file: loadmat(file, squeeze_me=True))
-    names: list[str] = meta["class_names"].tolist() if meta else _lines(file)
+    if name == "SUN397":
+        names = _lines(file)
+    else:
+        names = _reading(file, lambda file: loadmat(file, squeeze_me=True)["class_names"].tolist())
     if len(names) != DATA_SETS[name].classes:
         count = f"{file} names {len(names)} classes, expected {DATA_SETS[name].classes}"
         raise _refusal(name, count)

@@ -22,6 +22,8 @@ from tqdm import tqdm
 from experiment.real import datasets
 from experiment.real.facts import DATA_SETS
 
+_ARCHIVES = {".gz", ".tgz", ".tar", ".zip"}
+
 
 def table(root: Path) -> str:
     """Return a text table of the 13 data sets under `root`: found or not, size, how to get them."""
@@ -35,10 +37,10 @@ def table(root: Path) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     absent = "" if root.is_dir() else ", which does not exist"
     lines += ["", f"{len(DATA_SETS) - len(lacking)} of {len(DATA_SETS)} found in {root}{absent}"]
-    if lacking and root.is_dir():
+    if root.is_dir():
         lines += [f"- {reason.partition('; `')[0]}" for reason in lacking.values()]
     if lacking:
-        lines += [f"`{datasets.COMMAND} --fetch NAME` downloads one."]
+        lines.append(f"`{datasets.COMMAND} --fetch NAME` downloads one.")
     return "\n".join(lines)
 
 
@@ -104,11 +106,6 @@ def _tops(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(Path(place).parts[0] for place in places))
 
 
-def _is_archive(path: Path, staging: Path) -> bool:
-    # SVHN's files are not packed, and checked by MD5 before they are taken for whole
-    return path.suffix in {".gz", ".tgz", ".tar", ".zip"} or path.parent == staging
-
-
 def _discard_unpacked(staging: Path) -> None:
     """Remove all but archives: torchvision takes a half-unpacked folder for a whole one."""
     for path in sorted(staging.rglob("*"), reverse=True):
@@ -117,7 +114,8 @@ def _discard_unpacked(staging: Path) -> None:
         if path.is_dir():
             if not any(path.iterdir()):
                 path.rmdir()
-        elif not _is_archive(path, staging):
+        # SVHN's two files are not packed, and checked by MD5 before they are taken for whole
+        elif path.suffix not in _ARCHIVES and path.parent != staging:
             path.unlink()
 
 
@@ -128,7 +126,7 @@ def _official(name: str, staging: Path) -> None:
         getattr(official, name)(str(staging), download=True, **option)
     for top in _tops(name):
         for path in (staging / top).rglob("*"):
-            if path.is_file() and _is_archive(path, staging):
+            if path.is_file() and path.suffix in _ARCHIVES:
                 path.unlink()
 
 
@@ -154,11 +152,10 @@ def _cars(name: str, staging: Path) -> None:
     cars = staging / data.folder
     (cars / "devkit").mkdir(parents=True)
     lines = (hub / "classnames.txt").read_text(encoding="utf-8").splitlines()
-    classnames = [line.strip() for line in lines if line.strip()]
+    classnames = np.array([line.strip() for line in lines if line.strip()], dtype=object)
     if len(classnames) != data.classes:
         raise ValueError(f"{len(classnames)} class names, expected {data.classes}")
-    cells = np.array(classnames, dtype=object)
-    savemat(cars / "devkit/cars_meta.mat", {"class_names": cells})
+    savemat(cars / "devkit/cars_meta.mat", {"class_names": classnames})
     for part, total, annotations in (
         ("train", data.train, "devkit/cars_train_annos.mat"),
         ("test", data.test, "cars_test_annos_withlabels.mat"),

@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 PROSE = sorted([*BOOK.glob("*.md"), *BOOK.glob("chapters/*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
@@ -65,11 +65,13 @@ def test_no_figure_of_the_prose_is_without_a_text_for_those_who_cannot_see():
         )
 
 
-def test_names_in_the_notation_are_those_of_the_library():
-    names = re.findall(r"`(paintlib\.[\w.]+)`", (BOOK / "chapters/notation.md").read_text("utf-8"))
+def test_names_in_the_notation_are_those_of_the_code():
+    text = (BOOK / "chapters/notation.md").read_text("utf-8")
+    names = re.findall(r"`((?:paintlib|experiment)\.[\w.]+)`", text)
     assert len(names) > 30
     for name in names:
-        parts, found = name.split("."), importlib.import_module("paintlib")
+        parts = name.split(".")
+        found = importlib.import_module(parts[0])
         for number, part in enumerate(parts[1:], start=2):
             if not hasattr(found, part) and part not in getattr(found, "__annotations__", {}):
                 found = importlib.import_module(".".join(parts[:number]))

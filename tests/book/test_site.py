@@ -2,13 +2,18 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 
+ROOT = Path(__file__).resolve().parents[2]
+PROVENANCE = json.loads((ROOT / "results/micro/provenance.json").read_text(encoding="utf-8"))
 CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
 PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN")  # all are alike
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -92,10 +97,14 @@ def soups(book_html):
     return parsed(book_html)
 
 
-def test_pages_are_whole_in_a_browser_without_a_network(browser, book_html):
+one_worker = pytest.mark.xdist_group("soups")  # parsing takes longer than the tests
+
+
+@pytest.mark.parametrize("part", range(3))  # each for a worker of its own
+def test_pages_are_whole_in_a_browser_without_a_network(browser, book_html, part):
     pages = pages_of(book_html)
     assert len(pages) > len(PAIRS) + 20
-    assert not faults(browser, pages)
+    assert not faults(browser, pages[part::3])
 
 
 @pytest.mark.parametrize(
@@ -121,6 +130,7 @@ def test_fault_of_a_page_is_found(browser, tmp_path, body, fault):
     assert any(text.startswith(fault) for text in found) if fault else not found, found
 
 
+@one_worker
 def test_links_and_images_of_all_pages(soups):
     assert not list(broken(soups))
     assert not list(nameless_images(soups))
@@ -148,6 +158,7 @@ def test_formulas_and_search_work_from_the_file_system(browser, book_html):
     page.close()
 
 
+@one_worker
 def test_every_drawn_figure_can_be_downloaded(soups):
     figures = [(page, image) for page, soup in soups.items()
                for image in soup.select("article img[src$='.svg']")]  # fmt: skip
@@ -157,16 +168,37 @@ def test_every_drawn_figure_can_be_downloaded(soups):
         assert link["href"] == image["src"] and link["download"].endswith(".svg"), page
 
 
+@one_worker
 def test_pages_carry_notebook_licence_and_citation(soups):
     for page, soup in soups.items():
         footer = soup.select_one(".extra_footer")
         assert "MIT" in footer.text and footer.a["href"].endswith("#how-to-cite"), page
+        assert f"commit {PROVENANCE['commit'][:12]} on {PROVENANCE['device']}" in footer.text, page
         if page.parent.name in ("pairs", "results"):
             notebook = soup.select_one("a.btn-download-source-button[href$='.ipynb']")["href"]
             text = (page.parent / notebook).read_text(encoding="utf-8")
             assert json.loads(text)["nbformat"] == 4 and '"image/' not in text, page
-            assert "Provenance of" in soup.article.text, page
-            assert "commit" in soup.article.text and "device" in soup.article.text, page
+            assert "The run behind" in soup.article.text, page
+            step = f"{'pair' if page.parent.name == 'pairs' else 'page'}/{page.stem}"
+            assert f"took {PROVENANCE['seconds'][step]} s to run" in footer.text, page
+
+
+@one_worker
+def test_status_holds_what_the_run_recorded(soups):
+    text = next(soup for page, soup in soups.items() if page.stem == "status").article.text
+    assert f"{sum(PROVENANCE['seconds'].values()):.1f}" in text
+    for name, version in PROVENANCE["versions"].items():
+        assert name in text and version in text
+
+
+def test_jupyter_book_2_is_sent_away():
+    """It would succeed with no HTML; it reads this file, and the plugin ends it."""
+    config = yaml.safe_load((ROOT / "myst.yml").read_text(encoding="utf-8"))
+    (plugin,) = config["project"]["plugins"]
+    if shutil.which("node") is None:
+        pytest.skip("Jupyter Book 2 needs Node.js, which is not here")
+    done = subprocess.run(["node", ROOT / plugin], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'jupyter-book<2'" in done.stderr
 
 
 def test_what_paper_cuts_off_is_found(browser):

@@ -10,7 +10,7 @@ import pytest
 
 from experiment.tradeoff import best_alpha, best_under_ceiling
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from open_clip import pretrained
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from experiment.real import checkpoints
 from experiment import clip
+from experiment.real import checkpoints
 from experiment.tasks import Task
 
 TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."), "Pets")
@@ -68,7 +68,7 @@ def transformers_clip(config, activation="quick_gelu"):
 
 
 def text_tower(state, layers):
-    """transformers' text tower under open_clip's names, written out apart from paintlib."""
+    """transformers' text tower under open_clip's names, written out apart from checkpoints.py."""
     result = {
         "logit_scale": state["logit_scale"],
         "text_projection": state["text_projection.weight"].T,

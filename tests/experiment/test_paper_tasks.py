@@ -8,8 +8,11 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -19,14 +22,15 @@ import torch
 import trees
 from scipy.io import loadmat, savemat
 from torch.utils.data import random_split
-from torchvision import datasets
+from torchvision import datasets as official
 from torchvision.datasets import imagenet
 
-from experiment.real import fetch as data
 from experiment.__main__ import main
-from experiment.real import datasets as paper
+from experiment.profiles import PATCHING, SUPPORTED
+from experiment.real import datasets, fetch
+from experiment.real.datasets import missing, open_split, task
+from experiment.real.facts import DATA_SETS
 from experiment.tasks import SPLITS
-from experiment.real.datasets import PATCHING, SUPPORTED, missing, open_split, task
 
 NAMES = SUPPORTED + PATCHING
 TEMPLATES = {"ImageNet": 80, "CIFAR10": 18, "CIFAR100": 18, "STL10": 2, "Cars": 8, "DTD": 8,
@@ -46,27 +50,39 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def restate(monkeypatch: pytest.MonkeyPatch, name: str, **facts: object) -> None:
+    """Let the table say something else of one data set."""
+    monkeypatch.setitem(DATA_SETS, name, replace(DATA_SETS[name], **facts))
+
+
 def copy(name: str, root: Path, target: Path) -> Path:
     """Copy one data set so that a test may spoil it; return the folder or first file."""
     target.mkdir(exist_ok=True)
-    for top in data._tops(name):
+    for top in fetch._tops(name):
         source = root / top
         if source.is_dir():
             shutil.copytree(source, target / top)
         else:
             shutil.copyfile(source, target / top)
-    return target / data._tops(name)[0]
+    return target / fetch._tops(name)[0]
 
 
 # --- class names and prompts -----------------------------------------------------------------
+
+
+def test_the_table_is_read_without_torch_and_has_the_tasks_of_the_profile() -> None:
+    assert tuple(DATA_SETS) == SUPPORTED + PATCHING
+    code = "import sys, experiment.real.facts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_have_the_published_counts_and_readable_names(name: str, root: Path) -> None:
     described = task(name, root)
     assert (described.name, described.label) == (name, name)
-    assert len(described.classnames) == CLASSES[name] == paper.CLASSES[name]
+    assert len(described.classnames) == CLASSES[name] == DATA_SETS[name].classes
     assert len(described.templates) == len(set(described.templates)) == TEMPLATES[name]
+    assert DATA_SETS[name].prompts == CLASSES[name] * TEMPLATES[name]
     for classname in described.classnames:
         assert classname == classname.strip()
         assert "_" not in classname
@@ -79,7 +95,7 @@ def test_tasks_of_most_data_sets_need_no_disk(tmp_path: Path) -> None:
     for name in set(NAMES) - {"Cars", "SUN397"}:
         assert task(name, tmp_path).name == name
     for name in ("Cars", "SUN397"):
-        with pytest.raises(ValueError, match=rf"{name}: .*absent.*python -m paintlib data"):
+        with pytest.raises(ValueError, match=rf"{name}: .*absent.*python -m experiment data --d"):
             task(name, tmp_path)
 
 
@@ -120,7 +136,7 @@ def test_class_names_of_signs_clothes_and_land_stand_in_the_published_order(root
                         (14, "stop"), (17, "no entry"), (25, "road work"), (31, "deer"),
                         (38, "keep right"), (40, "traffic circle"), (42, "trucks")):  # fmt: skip
         assert word in signs[label]
-    assert list(task("FashionMNIST", root).classnames) == datasets.FashionMNIST.classes
+    assert list(task("FashionMNIST", root).classnames) == official.FashionMNIST.classes
     assert task("MNIST", root).classnames == task("SVHN", root).classnames == tuple("0123456789")
     assert task("EuroSAT", root).classnames[6:] == (
         "permanent crop land", "residential buildings or homes or apartments", "river",
@@ -217,22 +233,22 @@ def test_validation_is_drawn_as_random_split_does(n: int) -> None:
     held = max(1, min(n // 10, 5000))
     generator = torch.Generator().manual_seed(0)
     expected = random_split(range(n), [n - held, held], generator=generator)  # type: ignore[arg-type]
-    for ours, theirs in zip(paper.validation_indices(n), expected, strict=True):
+    for ours, theirs in zip(datasets.validation_indices(n), expected, strict=True):
         assert ours.tolist() == list(theirs.indices)
 
 
 def test_validation_of_mnist_begins_where_the_convention_does() -> None:
-    training, validation = paper.validation_indices(60_000)
+    training, validation = datasets.validation_indices(60_000)
     assert (training[0], len(training), len(validation)) == (36044, 55_000, 5000)
 
 
 def test_validation_refuses_a_single_picture() -> None:
     with pytest.raises(ValueError, match="1 training pictures cannot be divided"):
-        paper.validation_indices(1)
+        datasets.validation_indices(1)
 
 
 def test_eurosat_splits_as_paint_does() -> None:
-    training, test = paper.eurosat_indices(27_000)
+    training, test = datasets.eurosat_indices(27_000)
     assert (len(training), len(test)) == (21_600, 2700)
     assert len(set(training) | set(test)) == 24_300  # a tenth is held out and not used
     order = torch.randperm(27_000, generator=torch.Generator().manual_seed(0)).tolist()
@@ -315,7 +331,7 @@ def test_unknown_names_list_the_known(root: Path) -> None:
     with pytest.raises(ValueError, match=match):
         missing(["Imagenet"], root)
     with pytest.raises(ValueError, match=match):
-        data.fetch("Imagenet", root)
+        fetch.fetch("Imagenet", root)
     with pytest.raises(ValueError, match=r"'val'.*train, validation, test"):
         open_split("MNIST", root, "val")
 
@@ -326,7 +342,7 @@ def test_missing_names_all_at_once(root: Path, tmp_path: Path) -> None:
     assert list(reasons) == list(NAMES)
     for name, reason in reasons.items():
         assert str(tmp_path) in reason
-        assert "python -m paintlib data" in reason
+        assert "python -m experiment data --data FOLDER" in reason
         with pytest.raises(ValueError, match=re.escape(reason)):
             open_split(name, tmp_path, "test")
     assert "no folder" in missing(["MNIST"], tmp_path / "nowhere")["MNIST"]
@@ -448,7 +464,7 @@ def test_other_class_names_on_disk_are_refused(root: Path, tmp_path: Path) -> No
     (copy("SUN397", root, tmp_path) / "ClassName.txt").write_text("/a/abbey\n")
     with pytest.raises(ValueError, match=r"ClassName\.txt names 1 classes, expected 397"):
         task("SUN397", tmp_path)
-    with pytest.raises(ValueError, match=r"1 scenes in .*ClassName\.txt, expected 397"):
+    with pytest.raises(ValueError, match=r"ClassName\.txt names 1 classes, expected 397"):
         open_split("SUN397", tmp_path, "test")
 
 
@@ -485,16 +501,16 @@ def test_cifar_files_of_python_2_are_read(root: Path, tmp_path: Path) -> None:
 
 
 def test_table_lists_the_thirteen(root: Path, tmp_path: Path) -> None:
-    lines = data.table(root).splitlines()
+    lines = fetch.table(root).splitlines()
     assert [line.split()[0] for line in lines[1:14]] == list(NAMES)
     assert all(" yes " in line for line in lines[1:14])
     assert "13 of 13 found" in lines[-1]
     copy("MNIST", root, tmp_path)
-    some = data.table(tmp_path)
+    some = fetch.table(tmp_path)
     assert "1 of 13 found" in some
     assert len(re.findall(" no ", "\n".join(some.splitlines()[:14]))) == 12
     assert "- Cars: " in some and "- MNIST: " not in some
-    assert "which does not exist" in data.table(tmp_path / "nowhere")
+    assert "which does not exist" in fetch.table(tmp_path / "nowhere")
 
 
 def test_command_prints_the_table_and_refuses_imagenet(
@@ -509,7 +525,7 @@ def test_command_prints_the_table_and_refuses_imagenet(
 
 def test_fetch_refuses_imagenet_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="never downloaded: its terms ask each user to agree"):
-        data.fetch("ImageNet", tmp_path / "new")
+        fetch.fetch("ImageNet", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -521,8 +537,8 @@ def mirror(monkeypatch: pytest.MonkeyPatch, source: Path) -> list[str]:
     """Let `snapshot_download` copy a local folder; return the list of what is asked for."""
     asked: list[str] = []
 
-    def snapshot_download(repository: str, *, local_dir: Path, **options: object) -> str:
-        asked.append(repository)
+    def snapshot_download(repo_id: str, *, local_dir: Path, **options: object) -> str:
+        asked.append(repo_id)
         shutil.copytree(source, local_dir, dirs_exist_ok=True)
         return str(local_dir)
 
@@ -536,7 +552,7 @@ def wds_cars(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     hub = tmp_path_factory.mktemp("mirror")
     for part in ("train", "test"):
         (hub / part).mkdir()
-        samples = datasets.StanfordCars(root, part)._samples
+        samples = official.StanfordCars(root, part)._samples
         for shard in range(2):
             with tarfile.open(hub / part / f"{shard}.tar", "w") as archive:
                 for i in range(shard * 100, 100 if shard == 0 else len(samples)):
@@ -552,7 +568,7 @@ def wds_cars(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cars_mirror(wds_cars: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(data, "_CARS_COUNTS", {"train": 588, "test": 196})
+    restate(monkeypatch, "Cars", train=588, test=196)
     return mirror(monkeypatch, wds_cars)
 
 
@@ -560,14 +576,14 @@ def test_fetch_turns_the_mirror_of_cars_into_the_official_layout(
     root: Path, tmp_path: Path, cars_mirror: list[str]
 ) -> None:
     target = tmp_path / "data"
-    assert data.fetch("Cars", target) == target
+    assert fetch.fetch("Cars", target) == target
     for split in SPLITS:
         ours, original = (open_split("Cars", path, split) for path in (target, root))
         assert ours.identity == original.identity
         assert ours[2].tobytes() == original[2].tobytes()
     assert task("Cars", target).classnames == task("Cars", root).classnames
     assert [path.name for path in target.iterdir()] == ["stanford_cars"]
-    data.fetch("Cars", target)  # is there: nothing is asked for
+    fetch.fetch("Cars", target)  # is there: nothing is asked for
     assert cars_mirror == ["clip-benchmark/wds_cars"]
 
 
@@ -575,28 +591,28 @@ def test_killed_conversion_leaves_nothing_and_resumes(
     tmp_path: Path, cars_mirror: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "data"
-    samples = data._samples
+    samples = fetch._samples
 
     def killed(folder: Path):
         yield from list(samples(folder))[:150]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_samples", killed)
+        patch.setattr(fetch, "_samples", killed)
         with pytest.raises(KeyboardInterrupt):
-            data.fetch("Cars", target)
+            fetch.fetch("Cars", target)
     assert [path.name for path in target.iterdir()] == [".Cars.part"]
     assert "Cars" in missing(NAMES, target)
-    data.fetch("Cars", target)
+    fetch.fetch("Cars", target)
     assert [path.name for path in target.iterdir()] == ["stanford_cars"]
 
 
 def test_fetch_counts_what_a_mirror_gives(
     tmp_path: Path, cars_mirror: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(data._CARS_COUNTS, "test", 8041)
+    restate(monkeypatch, "Cars", test=8041)
     with pytest.raises(RuntimeError, match="196 pictures in test, expected 8041"):
-        data.fetch("Cars", tmp_path / "data")
+        fetch.fetch("Cars", tmp_path / "data")
     assert "Cars" in missing(["Cars"], tmp_path / "data")
 
 
@@ -612,10 +628,10 @@ def test_fetch_resisc45_checks_and_unpacks(
         shutil.copyfile(root / f"NWPU-RESISC45/resisc45-{part}.txt", hub / f"resisc45-{part}.txt")
     asked = mirror(monkeypatch, hub)
     with pytest.raises(RuntimeError, match=r"NWPU-RESISC45\.zip has MD5 .*expected 75206b2e"):
-        data.fetch("RESISC45", target)
+        fetch.fetch("RESISC45", target)
     assert not (target / ".RESISC45.part/hub/NWPU-RESISC45.zip").exists()
-    monkeypatch.setattr(data, "_RESISC45_MD5", {f: md5(hub / f) for f in data._RESISC45_MD5})
-    data.fetch("RESISC45", target)
+    restate(monkeypatch, "RESISC45", md5={f: md5(hub / f) for f in DATA_SETS["RESISC45"].md5})
+    fetch.fetch("RESISC45", target)
     for split in SPLITS:
         ours, original = (open_split("RESISC45", path, split) for path in (target, root))
         assert ours.identity == original.identity
@@ -642,9 +658,10 @@ def test_fetch_sun397_keeps_partition_1(
         shutil.copyfile(tmp_path / "Partitions.zip", Path(folder) / file)
 
     mirror(monkeypatch, hub)
-    monkeypatch.setattr(data, "download_url", download_url)
-    monkeypatch.setattr(data, "_SUN397_MD5", md5(hub / "SUN397.tar.gz"))
-    data.fetch("SUN397", target)
+    monkeypatch.setattr(fetch, "download_url", download_url)
+    sums = DATA_SETS["SUN397"].md5 | {"SUN397.tar.gz": md5(hub / "SUN397.tar.gz")}
+    restate(monkeypatch, "SUN397", md5=sums)
+    fetch.fetch("SUN397", target)
     for split in SPLITS:
         ours, original = (open_split("SUN397", path, split) for path in (target, root))
         assert ours.identity == original.identity
@@ -672,12 +689,12 @@ def test_fetch_goes_through_torchvision_and_discards_what_was_half_unpacked(
                 raise KeyboardInterrupt
             shutil.copytree(root / "dtd/dtd/images", base / "dtd/images")
 
-    monkeypatch.setattr(datasets, "DTD", DTD)
+    monkeypatch.setattr(official, "DTD", DTD)
     target = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
-        data.fetch("DTD", target)
+        fetch.fetch("DTD", target)
     assert "DTD" in missing(["DTD"], target)
-    data.fetch("DTD", target)
+    fetch.fetch("DTD", target)
     assert calls == ["downloaded", "kept"]
     assert missing(["DTD"], target) == {}
     assert [path.name for path in target.iterdir()] == ["dtd"]
@@ -690,8 +707,8 @@ def test_fetch_asks_torchvision_for_both_parts(
     def svhn(folder: str, split: str, download: bool) -> None:
         shutil.copyfile(root / f"{split}_32x32.mat", Path(folder) / f"{split}_32x32.mat")
 
-    monkeypatch.setattr(datasets, "SVHN", svhn)
-    data.fetch("SVHN", tmp_path / "data")
+    monkeypatch.setattr(official, "SVHN", svhn)
+    fetch.fetch("SVHN", tmp_path / "data")
     assert missing(["SVHN"], tmp_path / "data") == {}
 
 
@@ -703,16 +720,16 @@ def test_fetch_says_what_failed_and_how_to_go_on(
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr(datasets, "MNIST", fail)
+    monkeypatch.setattr(official, "MNIST", fail)
     with pytest.raises(RuntimeError, match=rf"{name} failed .*no route.*same command.*By hand: "):
-        data.fetch(name, tmp_path)
+        fetch.fetch(name, tmp_path)
 
 
 def test_fetch_does_not_touch_what_stands_there(root: Path, tmp_path: Path) -> None:
     folder = copy("MNIST", root, tmp_path)
     (folder / "raw/t10k-images-idx3-ubyte").unlink()
     with pytest.raises(ValueError, match=r"MNIST is not a whole data set .*t10k-images.*move it"):
-        data.fetch("MNIST", tmp_path)
+        fetch.fetch("MNIST", tmp_path)
 
 
 def test_fetch_unpacks_the_users_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,7 +746,7 @@ def test_fetch_unpacks_the_users_imagenet(tmp_path: Path, monkeypatch: pytest.Mo
         for number in (1, 2):
             archive.add(tmp_path / "a.JPEG", f"ILSVRC2012_val_{number:08d}.JPEG")
     with pytest.raises(RuntimeError, match=r"img_train\.tar cannot be unpacked: .*corrupted"):
-        data.fetch("ImageNet", tmp_path)
+        fetch.fetch("ImageNet", tmp_path)
     monkeypatch.setattr(imagenet, "_verify_archive", lambda *args: None)
     meta = ({"n01440764": ("tench",), "n15075141": ("paper",)}, ["n15075141", "n01440764"])
     monkeypatch.setattr(
@@ -744,9 +761,9 @@ def test_fetch_unpacks_the_users_imagenet(tmp_path: Path, monkeypatch: pytest.Mo
 
         patch.setattr(imagenet, "extract_archive", killed)
         with pytest.raises(KeyboardInterrupt):
-            data.fetch("ImageNet", tmp_path)
+            fetch.fetch("ImageNet", tmp_path)
     assert not (folder / "train").exists()
-    data.fetch("ImageNet", tmp_path)
+    fetch.fetch("ImageNet", tmp_path)
     assert missing(["ImageNet"], tmp_path) == {}
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.JPEG"))
     assert found == [

@@ -12,11 +12,12 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as V
 
 from experiment import pixels
-from experiment.pixels import Batches, Cache, Standardise
+from experiment.pixels import Batches, Cache, standardise
+from experiment.profiles import Standard
 from experiment.tasks import Split
 
 SIDE = 32
-CLIP = Standardise((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CLIP = Standard((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 class Drawn:
@@ -52,7 +53,7 @@ def test_cached_pixels_are_those_open_clip_evaluates(tmp_path):
     split = pixels.load(tmp_path, stored.key)
     transform = open_clip.image_transform(SIDE, is_train=False)
     expected = torch.stack([transform(pictures[i]) for i in range(10)])
-    torch.testing.assert_close(CLIP(split.images), expected)
+    torch.testing.assert_close(standardise(split.images, CLIP), expected)
     assert torch.equal(split.labels, pictures.labels) and split.sizes is None
 
 
@@ -203,4 +204,4 @@ def test_batches_are_the_split_in_order():
 def test_standardise_matches_the_formula():
     image = torch.full((1, 3, 1, 1), 51, dtype=torch.uint8)
     expected = [(0.2 - m) / s for m, s in zip(CLIP.mean, CLIP.std, strict=True)]
-    assert CLIP(image).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert standardise(image, CLIP).flatten().tolist() == pytest.approx(expected, rel=1e-5)

@@ -1,16 +1,17 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from experiment import results
 
-CHOICES = {"limit": 0, "weights": "random", "finetuned": "own"}
 SOLUTION = {
     "alpha": 0.5, "value": 1.0, "bracket": [0.0, 1.0], "status": "CONVERGED", "evaluations": 4,
-    "trace": [[0.5, 1.0, [0.6, 0.4]]], "stderr": [None, 0.01],
+    "trace": [[0.5, 1.0, [0.6, 0.4]]],
 }  # fmt: skip
+SOLVERS = ("grid", "quintic", "log_quintic")
 POINT = {
     "alpha": 0.0,
     "supported": {"loss": 1.0, "accuracy": 0.5},
@@ -18,22 +19,24 @@ POINT = {
 }
 CURVE = {"classes": 10, "images": 5, "loss": [1.0, 2.0], "accuracy": [0.5, 0.4]}
 RECORD = {
-    "schema": 1, "supported": "CIFAR10", "patching": "GTSRB",
+    "schema": 2, "supported": "CIFAR10", "patching": "GTSRB",
     "labels": {"supported": "µCIFAR10", "patching": "µGTSRB"}, "normalisation": "zero_shot",
     "curves": {"alphas": [0.0, 1.0], "supported": CURVE, "patching": CURVE},
-    "solutions": {"exhaustive": SOLUTION, "quintic": SOLUTION, "paper": SOLUTION},
+    "run": {"profile": "micro", "seed": 0, "limit": 0, "weights": "random", "finetuned": "own"},
+    "solutions": dict.fromkeys(SOLVERS, SOLUTION),
     "sampling": {
-        "difference": -0.01, "difference_stderr": 0.02, "bootstrap_alpha": 0.0,
-        "bootstrap_value": 0.01, "draws": 500, "forwards": 2000,
+        "quintic": {"difference": -0.01, "stderr": 0.02},
+        "log_quintic": {"difference": -0.01, "stderr": 0.02},
+        "stderr": dict.fromkeys(SOLVERS, [None, 0.01]),
+        "bootstrap": {"alpha": 0.0, "value": 0.01, "draws": 500},
     },
-    "test": {"zero_shot": POINT, "exhaustive": POINT, "quintic": POINT, "fine_tuned": POINT},
+    "test": dict.fromkeys(("zero_shot", *SOLVERS, "fine_tuned"), POINT),
     "metrics": {
         "length": 1.0, "gradient_norm": 1.0, "gradient_similarity": 0.1,
         "backward_transfer": {"value": 0.1, "alpha": 0.0},
         "forgetting": {"loss": 0.1, "accuracy": 0.0},
         "quasiconvexity_violation": {"sum": 0.0, "supported": 0.0, "patching": 0.0},
     },
-    "provenance": results.provenance("micro", 0, "cpu", 1.234, **CHOICES),
 }  # fmt: skip
 
 
@@ -112,7 +115,10 @@ def test_schema_describes_itself():
     assert results.pair_schema()["description"]
 
 
-def test_provenance_names_the_versions_and_the_commit():
-    provenance = results.provenance("micro", 3, "cpu", 1.0, **CHOICES)
-    assert provenance["versions"].keys() >= {"python", "torch", "open_clip_torch"}
-    assert provenance["seed"] == 3 and provenance["commit"]
+def test_results_are_found_from_here_and_from_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert results.find("results/micro") == results.ROOT / "results/micro"
+    results.write_json("results/micro/run.json", {})
+    assert results.find("results/micro") == Path("results/micro")
+    with pytest.raises(ValueError, match="no results in results/nano, seen from"):
+        results.find("results/nano")

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import clip, training
-from experiment.pixels import Standardise
+from experiment import clip as module
+from experiment import training, weights
+from experiment.profiles import Recipe, Standard
 from experiment.tasks import Split
-from experiment.training import Recipe
 
 RECIPE = Recipe(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, checkpoint_every=4)
 IMAGES = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 SPLIT = Split(IMAGES, torch.arange(40) % 3)
-PIXELS = Standardise((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
+PIXELS = Standard((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
 HEAD = torch.nn.functional.normalize(torch.eye(3, 8), dim=1) * 5
 
 
@@ -24,7 +24,7 @@ def tower() -> nn.Module:
 
 
 def finetune(model, seed=0, recipe=RECIPE, **options):
-    logits = clip.classifier(model, HEAD, PIXELS)
+    logits = module.classifier(model, HEAD, PIXELS)
     return training.finetune(model, logits, SPLIT, recipe, seed=seed, **options)
 
 
@@ -56,7 +56,7 @@ def test_pretraining_resumes_to_the_same_weights(tmp_path):
         torch.manual_seed(0)
         vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
         text = {"context_length": 6, "width": 16, "heads": 2, "layers": 1}
-        return clip.build_clip(8, vision, text, torch.arange(9))
+        return module.build_clip(8, vision, text, torch.arange(9))
 
     tokens = torch.tensor([[7, i, 8, 0, 0, 0] for i in range(1, 5)])
     captions = torch.arange(40) % 4

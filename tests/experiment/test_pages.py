@@ -1,7 +1,6 @@
 import nbformat
 import pytest
 
-from paintlib import freshness
 from experiment import pages
 
 HEADER = """---
@@ -73,13 +72,3 @@ def test_warning_in_a_page_is_a_failure(notebook, tmp_path):
 def test_unknown_parameter_is_refused(notebook, tmp_path):
     with pytest.raises(ValueError, match="has no parameter 'sise'; it takes size"):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
-
-
-def test_page_keeps_what_it_was_made_from_or_counts_as_stale(notebook, tmp_path):
-    source, target = notebook("print(1)"), tmp_path / "p.ipynb"
-    run(source, target, inputs=["paintlib/solver.py", "notebooks/pair.md"])
-    assert not freshness.read(target).stale
-    recorded = nbformat.read(target, as_version=4).metadata[freshness.KEY].inputs
-    assert [*recorded] == ["notebooks/pair.md", "paintlib/solver.py"]
-    run(source, target)
-    assert freshness.read(target).stale

@@ -1,0 +1,1 @@
+# a package, so that its conftest.py does not hide tests/conftest.py from the other tests

@@ -1,0 +1,153 @@
+"""The smoke profile end to end, through make, the Snakefile and the notebooks of every profile."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from project import copy_project, git, make
+
+from experiment import results
+
+pytestmark = pytest.mark.workflow
+A = Path("artifacts/smoke")
+
+
+def book(folder: Path) -> subprocess.CompletedProcess[str]:
+    return make(folder, "book", "PROFILE=smoke")
+
+
+def plan(folder: Path, *changed: str) -> set[str]:
+    """Return the rules that would run again if some files had changed."""
+    for name in changed:
+        file = folder / name
+        file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "book", "--dry-run", "--quiet", "host"]
+    done = subprocess.run(
+        [*command, "--config", "profile=smoke", "seed=0"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    if changed:
+        git(folder, "checkout", "--", *changed)
+    return set(re.findall(r"^(?:local)?rule (\w+):", done.stdout, flags=re.M))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project without anything that was run, built once in the smoke profile."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    done = book(folder)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return folder, done.stdout
+
+
+def test_run_shows_progress_prints_its_book_and_leaves_the_clone_clean(project):
+    folder, output = project
+    total = int(re.search(r"(\d+) of \1 steps \(100%\) done", output)[1])
+    assert total > 20 and f"1 of {total} steps" in output
+    index = Path(re.search(r"the book is at (\S+)", output)[1])
+    assert index == folder / A / "book/_build/html/index.html" and index.stat().st_size > 5000
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_results_follow_the_schema_and_the_solvers_keep_their_promise(project):
+    pairs = results.read_pairs(project[0] / A / "results/smoke")
+    assert len(pairs) == 4
+    for pair in pairs:
+        grid, quintic, ours = (pair["solutions"][k] for k in ("grid", "quintic", "log_quintic"))
+        assert quintic["value"] <= grid["value"] and quintic["evaluations"] == 20
+        assert ours["value"] <= min(row[1] for row in ours["trace"]) and ours["evaluations"] <= 6
+        assert pair["run"]["profile"] == "smoke"
+
+
+def test_one_file_holds_what_changes_from_run_to_run(project):
+    said = results.read_json(project[0] / A / "results/smoke/provenance.json")
+    assert said["commit"] == git(project[0], "rev-parse", "--short=10", "HEAD").strip()
+    assert said["versions"].keys() >= {"python", "torch", "open_clip_torch"} and said["device"]
+    assert {"pretrain", "solve/SVHN", "pair/STL10-MNIST", "page/claims"} <= said["seconds"].keys()
+
+
+def test_pages_carry_the_names_of_their_pairs(project):
+    page = project[0] / A / "book/_build/html/pairs/CIFAR10-SVHN.html"
+    assert "<h1>µCIFAR10 + µSVHN" in page.read_text(encoding="utf-8")
+
+
+def test_steps_run_again_when_what_they_read_has_changed_and_only_then(project):
+    folder, _ = project
+    assert plan(folder) == set()
+    pages = {"summary", "provenance", "book"}
+    assert plan(folder, "notebooks/table1.md") == pages
+    assert plan(folder, "notebooks/pair.md") == pages - {"summary"} | {"pair"}
+    assert plan(folder, "book/index.md") == {"book"}
+    solved = pages | {"solve", "pair"}
+    assert plan(folder, "paintlib/solver.py") == solved
+    assert plan(folder, "paintlib/losses.py") >= solved | {"baseline"}
+    trained = plan(folder, "experiment/training.py")
+    assert trained >= solved | {"pretrain", "finetune"} and not trained & {"render", "caption"}
+    assert plan(folder, "experiment/twins/canvas.py") >= {"render", "caption", "pretrain", "solve"}
+
+
+def test_failing_notebook_fails_the_build_and_keeps_its_traceback(project):
+    folder, _ = project
+    source, cell = folder / "notebooks/figure1.md", "raise KeyError('on purpose')"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(f"{text}\n```{{code-cell}} ipython3\n{cell}\n```\n", encoding="utf-8")
+    done = book(folder)
+    git(folder, "checkout", "--", "notebooks/figure1.md")
+    assert done.returncode != 0
+    report = folder / A / "failed/figure1.txt"
+    assert "on purpose" in report.read_text(encoding="utf-8")
+    assert "failed/figure1.txt" in done.stdout
+    assert not (folder / A / "book/results/figure1.ipynb").exists()
+    assert book(folder).returncode == 0  # goes on where it stopped
+
+
+def test_damaged_weights_are_named_and_nothing_is_read_half(project):
+    folder, _ = project
+    weights = folder / A / "fine_tuned/SVHN.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    done = subprocess.run(
+        [sys.executable, "-m", "experiment", "solve", "--profile", "smoke", "SVHN"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
+    )  # fmt: skip
+    weights.write_bytes(whole)
+    assert done.returncode == 1
+    assert re.search(r"SVHN\.safetensors cannot be read .* delete it and run", done.stderr)
+
+
+def test_pages_are_byte_stable(project):
+    folder, _ = project
+    page = folder / A / "book/pairs/CIFAR10-MNIST.ipynb"
+    before = page.read_bytes()
+    assert nbformat.reads(before.decode(), as_version=4).cells[0].source.startswith("# µCIFAR10")
+    page.unlink()
+    assert book(folder).returncode == 0
+    assert page.read_bytes() == before
+
+
+def test_killed_run_goes_on_and_a_second_run_is_refused(project):
+    folder, _ = project
+    for page in (folder / A / "book/results").glob("*.ipynb"):
+        page.unlink()
+    run = subprocess.Popen(
+        ["make", "book", "PROFILE=smoke"], cwd=folder, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list((folder / A / "book/results").glob("*.ipynb")):
+        assert run.poll() is None
+        time.sleep(0.1)
+    second = book(folder)
+    assert second.returncode != 0
+    assert re.search(r"another run \(process \d+\) is going on in", second.stdout), second.stdout
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    done = book(folder)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert git(folder, "status", "--porcelain") == ""
