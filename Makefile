@@ -1,6 +1,7 @@
 # make book       the whole run, from training to the built book, in artifacts/
 #                 (CORES=2 PROFILE=micro SEED=0)
 #                 PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
+# make plan       what `make book` would do now
 # make test       all tests
 # make reference  for maintainers: the committed results and pages, made again from a run
 # make zip        the committed book in one archive that needs no server and no network
@@ -22,7 +23,7 @@ RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy \
   --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
   finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
 
-.PHONY: book test reference zip bench mutants env lint clean
+.PHONY: book plan test reference zip bench mutants env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -37,6 +38,9 @@ env: .venv/.ready
 
 book: env
 	@$(BIN)/snakemake book $(RUN)
+
+plan: env
+	@$(BIN)/snakemake book --dry-run $(RUN)
 
 reference: env
 	@$(BIN)/snakemake reference $(RUN)

@@ -10,14 +10,14 @@ solves the pairs of four supported tasks in six ways, one after the other:
 - the same loop, loading in its own process, which is kinder where there are few cores;
 - exhaustive search of each pair on its own, images resident and weights written in place;
 - exhaustive search on shared curves: one patched model serves all five tasks;
-- the quintic, pair by pair, with the ends shared between pairs, as the workflow does;
-- the quintic's fit to three samples inside the path and its ends, shared by the four pairs, its
+- the log-quintic, pair by pair, with the ends shared between pairs;
+- the log-quintic's fit to three samples inside the path and its ends, shared by the four pairs, its
   root not evaluated.
 
 The first three are timed on one pair of each path, and the time is multiplied: all pairs have as
 many images.
 
-It also counts, on the same models and images, what quintic, paper's variant, Brent, golden section
+It also counts, on the same models and images, what quintic, log-quintic, Brent, golden section
 and grids need for each pair, and how far above the minimum they end.
 
 Then it times single operations: interpolation against `Tensor.copy_`, scoring against a bare
@@ -43,18 +43,17 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from experiment import compare, cost, clip, results
-from paintlib import solver
-from experiment.run import Run, use_threads
-from paintlib.interpolation import WeightPath
-from paintlib.losses import TaskLoss
+from experiment import compare, cost, results
 from experiment.profiles import ALPHAS
+from experiment.run import Run
+from experiment.session import Session, use_threads
+from paintlib import TaskLoss, WeightPath, solver
+from paintlib.fits import fit_parts, log_spline
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 16  # the default of PAINT's data sets
@@ -77,24 +76,25 @@ def main() -> None:
     chosen = run.profile.patching[: options.paths]
     if missing := [task for task in chosen if not run.fine_tuned(task).exists()]:
         parser.error(f"{run.fine_tuned(missing[0])} is missing; `make book` makes it")
-    use_threads(options.threads, run.device)
-    paths = solve_all(run, chosen)
-    searches = [row for task in tqdm(chosen, "searches", leave=False) for row in search(run, task)]
+    session = Session(run, options.threads)
+    kind = session.device.type
+    paths = solve_all(session, chosen)
+    searches = [r for task in tqdm(chosen, "searches", leave=False) for r in search(session, task)]
     copied = interpolation(options.repeats)
-    use_threads(1, run.device)  # as each step of the workflow; shorter calls need a calm clock
+    use_threads(1, session.device)  # as each step of the workflow; shorter calls need a calm clock
     record = {
-        **machine.describe(run.device.type, options.threads, options.note),
+        **machine.describe(kind, options.threads, options.note),
         "profile": run.profile.name,
         "workers": WORKERS,
         "paths": paths,
         "searches": searches,
         "operations": {
             "interpolation": copied,
-            "scoring": scoring(run, options.repeats),
-            "slope": slope(run, options.repeats),
+            "scoring": scoring(session, options.repeats),
+            "slope": slope(session, options.repeats),
         },
     }
-    path = options.folder / f"solving-{machine.slug(run.device.type)}.json"
+    path = options.folder / f"solving-{machine.slug(kind)}.json"
     results.write_json(path, record)
     for row in record["paths"]:
         seconds = {name: round(way["seconds"], 2) for name, way in row["ways"].items()}
@@ -108,15 +108,15 @@ def main() -> None:
     print(f"written: {os.path.relpath(path)}")
 
 
-def solve_all(run: Run, patching: Sequence[str]) -> list[dict[str, Any]]:
+def solve_all(session: Session, patching: Sequence[str]) -> list[dict[str, Any]]:
     """Solve the pairs of each path in every way; return seconds, images and the losses reached."""
-    rows = []
+    rows, count = [], len(session.run.profile.patching)
     zero_shot: dict[str, float] = {}  # shared by all paths, charged to each in equal parts
     began = time.perf_counter()
-    images = _score_zero_shot(run, zero_shot) / len(run.profile.patching)
-    shared = (time.perf_counter() - began) / len(run.profile.patching)
+    images = _score_zero_shot(session, zero_shot) / count
+    shared = (time.perf_counter() - began) / count
     for task in tqdm(patching, "paths", leave=False):
-        contest = Contest(run, task, zero_shot)
+        contest = Contest(session, task, zero_shot)
         ways: dict[str, Any] = {}
         first, pairs = contest.supported[0], len(contest.supported)
         for name, choose in (
@@ -132,8 +132,8 @@ def solve_all(run: Run, patching: Sequence[str]) -> list[dict[str, Any]]:
             ways[name] = {"seconds": seconds, "forwards": forwards, "alpha": {first: answer}}
         for name, solve in (
             ("exhaustive, shared curves", contest.exhaustive_shared),
-            ("quintic, shared ends", contest.quintic),
-            ("quintic, shared samples", contest.shared_samples),
+            ("log-quintic, shared ends", contest.log_quintic),
+            ("log-quintic, shared samples", contest.shared_samples),
         ):
             contest.reset()
             start = time.perf_counter()
@@ -148,20 +148,21 @@ def solve_all(run: Run, patching: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def search(run: Run, patching: str) -> list[dict[str, Any]]:
+def search(session: Session, patching: str) -> list[dict[str, Any]]:
     """Count what each method pays for each pair of a path, and how near it comes to the minimum.
 
     Evaluations are alphas other than the two ends, which all pairs of a path share. The minimum is
     that of a curve through 101 alphas, each task's log-loss interpolated by a cubic spline.
     """
-    contest = Contest(run, patching, {})
+    contest = Contest(session, patching, {})
     rows = []
     for supported in contest.supported:
         objective = partial(contest.losses, supported=supported)
         found = compare.search(objective)
         alphas, _, parts = zip(*found["exhaustive, step 0.01"].trace, strict=True)
-        curve = CubicSpline(alphas, np.log(parts))
-        lowest = float(np.exp(curve(np.linspace(0.0, 1.0, 10_001))).sum(1).min())
+        dense = np.linspace(0.0, 1.0, 10_001)
+        curves = [log_spline(alphas, part)(dense) for part in zip(*parts, strict=True)]
+        lowest = float(np.sum(curves, axis=0).min())
         rows.append({
             "supported": supported,
             "patching": patching,
@@ -178,11 +179,12 @@ def search(run: Run, patching: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _score_zero_shot(run: Run, scores: dict[str, float]) -> int:
+def _score_zero_shot(session: Session, scores: dict[str, float]) -> int:
     """Score the supported tasks at the zero-shot weights; return the number of images."""
-    visual, images = run.image_tower(), 0
-    for task in run.profile.supported:
-        score = run.task_loss(visual, task, "validation").score()
+    images = 0
+    tasks = session.losses(session.tower(), session.run.profile.supported, "validation")
+    for task, loss in tasks.items():
+        score = loss.score()
         scores[task], images = score.loss, images + score.images
     return images
 
@@ -190,15 +192,12 @@ def _score_zero_shot(run: Run, scores: dict[str, float]) -> int:
 class Contest:
     """One path with the tasks scored along it, and the ways to choose alpha on it."""
 
-    def __init__(self, run: Run, patching: str, zero_shot: dict[str, float]) -> None:
-        self.run, self.patching, self.zero_shot = run, patching, zero_shot
-        self.supported = run.profile.supported
-        self.visual, self.path = run.empty_tower(), run.path(patching)
-        self.tasks = {
-            task: run.task_loss(self.visual, task, "validation")
-            for task in (*self.supported, patching)
-        }
-        self.splits = {task: run.load_split(task, "validation") for task in self.tasks}
+    def __init__(self, session: Session, patching: str, zero_shot: dict[str, float]) -> None:
+        self.session, self.patching, self.zero_shot = session, patching, zero_shot
+        self.supported = session.run.profile.supported
+        self.visual, self.path = session.tower(empty=True), session.path(patching)
+        self.tasks = session.losses(self.visual, (*self.supported, patching), "validation")
+        self.splits = {task: session.split(task, "validation") for task in self.tasks}
         self.reset()
 
     def reset(self) -> None:
@@ -234,14 +233,14 @@ class Contest:
         return ALPHAS[int((np.array(values) / values[0]).sum(1).argmin())]
 
     def _count(self, task: str, workers: int) -> float:
-        split, pixels = self.splits[task], self.run.profile.pixels
-        head, _ = clip.load(self.run.zero_shot_head(task))
+        split, pixels = self.splits[task], self.session.run.profile.pixels
+        head = self.session.head(task)
         images = _Pictures(split.images, split.labels, pixels.mean, pixels.std)
         loader = DataLoader(images, batch_size=128, num_workers=workers)
         loss, correct, count = 0.0, 0, 0
         with torch.no_grad():
             for inputs, labels in loader:
-                logits = F.normalize(self.visual(inputs), dim=-1) @ head["head"].T
+                logits = F.normalize(self.visual(inputs), dim=-1) @ head.T
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
                 correct += int(logits.argmax(1).eq(labels).sum().item())
                 count += len(labels)
@@ -258,13 +257,13 @@ class Contest:
         """Visit 21 alphas, and score all five tasks at each."""
         return {s: solver.grid(partial(self.losses, supported=s)).alpha for s in self.supported}
 
-    def quintic(self) -> Answers:
-        """Search each pair by the quintic; the ends are shared."""
+    def log_quintic(self) -> Answers:
+        """Search each pair by the log-quintic; the ends are shared."""
         answers = {}
         for supported in self.supported:
             objective = partial(self.losses, supported=supported)
             ends = self._known([0.0, 1.0], supported)
-            answers[supported] = solver.quintic(objective, known=ends).alpha
+            answers[supported] = solver.log_quintic(objective, known=ends).alpha
         return answers
 
     def shared_samples(self) -> Answers:
@@ -276,7 +275,7 @@ class Contest:
         samples = [0.0, 0.5, 1.0]
         while True:
             minima = {
-                s: solver.fit_parts(self._known(samples, s)).minimum(0.0, 1.0)
+                s: fit_parts(self._known(samples, s)).minimum(0.0, 1.0)
                 for s in self.supported
             }
             if len(samples) == SHARED + 2:
@@ -345,9 +344,9 @@ def interpolation(repeats: int) -> dict[str, Any]:
     }
 
 
-def scoring(run: Run, repeats: int) -> dict[str, Any]:
+def scoring(session: Session, repeats: int) -> dict[str, Any]:
     """Time the scoring of a task against a loop that only computes its logits."""
-    task = _task(run)
+    task = _task(session)
     images = [batch for batch, _ in task.batches]
     assert task.logits is not None
     logits: Callable[[Tensor], Tensor] = task.logits
@@ -357,7 +356,7 @@ def scoring(run: Run, repeats: int) -> dict[str, Any]:
             for batch in images:
                 logits(batch)
 
-    rounds = machine.alternately([task.score, bare], repeats, run.device.type)
+    rounds = machine.alternately([task.score, bare], repeats, session.device.type)
     count = sum(map(len, images))
     return {
         "images/s": machine.spread([count / a for a, _ in rounds]),
@@ -366,26 +365,25 @@ def scoring(run: Run, repeats: int) -> dict[str, Any]:
     }
 
 
-def slope(run: Run, repeats: int) -> dict[str, Any]:
+def slope(session: Session, repeats: int) -> dict[str, Any]:
     """Time loss and slope together, and the gradient of a backward pass, against one loss."""
-    task, path = _task(run), run.path(run.profile.patching[0])
+    task, path = _task(session), session.path(session.run.profile.patching[0])
     path.set_(task.model, 0.5)
     calls: list[Callable[[], object]] = [
         task.score,
         partial(task.value_and_slope, path, 0.5),
         task.gradient,
     ]
-    rounds = machine.alternately(calls, repeats, run.device.type)
+    rounds = machine.alternately(calls, repeats, session.device.type)
     return {
         "ratio": machine.spread([b / a for a, b, _ in rounds]),
         "ratio of a backward pass": machine.spread([c / a for a, _, c in rounds]),
     }
 
 
-def _task(run: Run) -> TaskLoss:
-    visual = run.empty_tower()
-    visual.load_state_dict(clip.load(run.zero_shot)[0])
-    return run.task_loss(visual, run.profile.supported[0], "validation")
+def _task(session: Session) -> TaskLoss:
+    first = session.run.profile.supported[0]
+    return session.losses(session.tower(), [first], "validation")[first]
 
 
 if __name__ == "__main__":

@@ -38,9 +38,8 @@ class Fit:
         """Return the derivative of the predicted sum at each alpha."""
         x = np.asarray(alpha, float)
         # (exp p)' = p' exp p
-        return np.asarray(
-            sum(p.deriv()(x) * (_exp(p(x)) if log else 1.0) for p, log in self._parts())
-        )
+        terms = (p.deriv()(x) * (_exp(p(x)) if log else 1.0) for p, log in self._parts())
+        return np.asarray(sum(terms))
 
     def curvature(self, alpha: float) -> float:
         """Return the second derivative of the predicted sum at `alpha`."""
@@ -72,13 +71,8 @@ class Fit:
 def fit_quintic(samples: Iterable[Evaluation]) -> Polynomial:
     """Return the polynomial through the sum at the six samples around the lowest one.
 
-    With fewer samples the degree is lower: always one less than the number of samples used.
-
-    Args:
-        samples: evaluations in any order; more than six may be given, see `window`.
-
-    Raises:
-        ValueError: there are fewer than two samples, or an alpha twice.
+    With fewer samples the degree is lower. They may be in any order; `window` says which are used.
+    Fewer than two samples, or two at one alpha, raise ValueError.
 
     >>> from paintlib.solver import Evaluation
     >>> p = fit_quintic(Evaluation(a, (a - 0.3) ** 2, ()) for a in (0.0, 0.5, 1.0))
@@ -95,23 +89,15 @@ def fit_parts(samples: Iterable[Evaluation]) -> Fit:
     A part that is positive at all of them is fitted by its logarithm, which for the losses along a
     path is much closer to a polynomial than the loss itself; unless the lowest sample, left out,
     is predicted three times better without logarithms (so it is after `minmax`, whose zeros give
-    the logarithm a pole).
-
-    Raises:
-        ValueError: as `fit_quintic`.
+    the logarithm a pole). Errors are those of `fit_quintic`.
     """
     chosen = window(sorted(samples))
     alphas = [s.alpha for s in chosen]
     columns = [np.array(column) for column in zip(*(s.parts for s in chosen), strict=True)]
     best = min(range(len(chosen)), key=lambda i: chosen[i].value)
     logs = tuple(_log_is_smoother(alphas, column, best) for column in columns)
-    return Fit(
-        tuple(
-            _interpolate(alphas, np.log(column) if log else column)
-            for column, log in zip(columns, logs, strict=True)
-        ),
-        logs,
-    )
+    columns = [np.log(column) if log else column for column, log in zip(columns, logs, strict=True)]
+    return Fit(tuple(_interpolate(alphas, column) for column in columns), logs)
 
 
 def window(samples: list[Evaluation]) -> list[Evaluation]:
@@ -140,9 +126,7 @@ def window(samples: list[Evaluation]) -> list[Evaluation]:
 def log_spline(alphas: ArrayLike, losses: ArrayLike) -> Callable[[ArrayLike], NDArray[np.float64]]:
     """Return a curve through all samples: a cubic spline of the logarithm of the losses.
 
-    Args:
-        alphas: `(n,)`, ascending.
-        losses: `(n,)` or `(n, curves)`, positive.
+    `alphas` ascend, `(n,)`; `losses` are positive, `(n,)` or `(n, curves)`.
 
     >>> round(float(log_spline([0.0, 0.5, 1.0], [1.0, 0.5, 0.25])(0.25)), 6)
     0.707107
@@ -174,7 +158,4 @@ def _interpolate(alphas: Sequence[float] | NDArray[np.float64], values: ArrayLik
         if a == b:
             raise ValueError(f"alpha = {a} is sampled twice; a fit needs distinct alphas")
     # `full` keeps numpy from warning when samples are so close that the highest terms are lost.
-    polynomial, _ = Polynomial.fit(
-        np.asarray(alphas), np.asarray(values), len(alphas) - 1, full=True
-    )
-    return polynomial
+    return Polynomial.fit(np.array(alphas), np.array(values), len(alphas) - 1, full=True)[0]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["WeightPath"]
 
+Weights = nn.Module | Mapping[str, Tensor]
 CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
 
 
@@ -32,17 +32,12 @@ class WeightPath:
         ValueError: the two sides differ in a name or a shape, or a weight is not finite.
     """
 
-    def __init__(
-        self, start: nn.Module | Mapping[str, Tensor], end: nn.Module | Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, start: Weights, end: Weights) -> None:
         first, last = _state(start), _state(end)
         _check_same_tensors(first, last)
         self._shapes = {name: t.shape for name, t in first.items() if t.is_floating_point()}
-        self._integers = {
-            name: (first[name].clone(), last[name].clone())
-            for name in first
-            if name not in self._shapes
-        }
+        integers = [name for name in first if name not in self._shapes]
+        self._integers = {name: (first[name].clone(), last[name].clone()) for name in integers}
         if not self._shapes:
             raise ValueError("no floating point tensor on either side: nothing to interpolate")
         dtypes = {side[name].dtype for side in (first, last) for name in self._shapes}
@@ -51,10 +46,8 @@ class WeightPath:
         for side, vector in (("start", self.start), ("end", self.end)):
             if not torch.isfinite(vector).all():
                 name = next(n for n, t in self.unflatten(vector).items() if not t.isfinite().all())
-                raise ValueError(
-                    f"the {side} weights are not finite, first in {name!r}: "
-                    "that checkpoint is damaged or its training diverged; make it again"
-                )
+                raise ValueError(f"the {side} weights are not finite, first in {name!r}; make them "
+                                 "again: the file is damaged or the training diverged")  # fmt: skip
         self._bound: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
     @property
@@ -100,11 +93,8 @@ class WeightPath:
         """Write w(alpha) into `model` in place and return it.
 
         The first call re-points the model's tensors to views of one flat buffer, so that each
-        later call is one pass over the weights. Training flags and gradients are left alone.
-
-        Args:
-            model: a module with the names and shapes of the two ends, on the path's device.
-            alpha: position on the path; 0 and 1 give the ends bit for bit.
+        later call is one pass over the weights. Training flags and gradients are left alone. 0 and
+        1 give the ends bit for bit.
 
         Raises:
             ValueError: `alpha` is not finite, or the model does not fit the path.
@@ -130,9 +120,9 @@ class WeightPath:
     def _buffer(self, model: nn.Module) -> Tensor:
         tensors = model.state_dict(keep_vars=True)
         flat = self._bound.get(model)
+        views = {} if flat is None else self.unflatten(flat)
         if flat is not None and all(
-            tensors[name].data_ptr() == view.data_ptr()
-            for name, view in self.unflatten(flat).items()
+            tensors[n].data_ptr() == v.data_ptr() for n, v in views.items()
         ):
             return flat
         integers = {name: first for name, (first, _) in self._integers.items()}
@@ -151,7 +141,7 @@ class WeightPath:
         return flat
 
 
-def _state(side: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _state(side: Weights) -> dict[str, Tensor]:
     tensors = side.state_dict() if isinstance(side, nn.Module) else side
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -160,13 +150,12 @@ def _check_same_tensors(first: Mapping[str, Tensor], last: Mapping[str, Tensor])
     remedy = "interpolation needs two checkpoints of one architecture"
     if odd := sorted(first.keys() ^ last.keys()):
         raise ValueError(f"{len(odd)} tensors are on one side only, first: {odd[0]!r}; {remedy}")
-    kinds: tuple[Callable[[Tensor], Any], ...] = (
-        lambda tensor: tuple(tensor.shape),
-        lambda tensor: "of floats" if tensor.is_floating_point() else "of integers",
-    )
-    for kind in kinds:
-        if odd := [name for name in first if kind(first[name]) != kind(last[name])]:
-            raise ValueError(
-                f"{len(odd)} tensors differ, first: {odd[0]!r} is {kind(first[odd[0]])} on one "
-                f"side and {kind(last[odd[0]])} on the other; {remedy}"
-            )
+
+    def kind(tensor: Tensor) -> str:
+        return f"{tuple(tensor.shape)} of {'floats' if tensor.is_floating_point() else 'integers'}"
+
+    if odd := [name for name in first if kind(first[name]) != kind(last[name])]:
+        raise ValueError(
+            f"{len(odd)} tensors differ, first: {odd[0]!r} is {kind(first[odd[0]])} on one side "
+            f"and {kind(last[odd[0]])} on the other; {remedy}"
+        )

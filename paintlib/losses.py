@@ -39,10 +39,7 @@ class TaskLoss:
         return self.evaluate().score
 
     def evaluate(self) -> ImageScores:
-        """Return what each image costs, in the order of the batches; errors are those of `score`.
-
-        Losses are computed in float64 on the device, and leave it once.
-        """
+        """Return what each image costs, in the order of the batches; errors as `score`."""
         losses, correct = [], []
         with torch.inference_mode():
             for logits, labels in self._forward():
@@ -50,24 +47,15 @@ class TaskLoss:
                 correct.append(logits.argmax(1) == labels)
             return ImageScores(torch.cat(losses).cpu().numpy(), torch.cat(correct).cpu().numpy())
 
-    def value_and_slope(
-        self, path: WeightPath, alpha: float, step: float = 1e-3
-    ) -> tuple[float, float]:
+    def value_and_slope(self, path: WeightPath, alpha: float,
+                        step: float = 1e-3) -> tuple[float, float]:  # fmt: skip
         """Return the mean loss L and dL/dalpha at `alpha`, from two losses `step` apart around it.
 
         Both err by the order of step^2, and the slope by the rounding of the losses over `step`
-        too; on losses in float32 the default balances the two (1e-6 and 1e-4 on the micro twins).
-        It costs two losses, where a backward pass costs more than three, and it holds for weights
-        that no gradient reaches, such as the running statistics of BatchNorm. The exact slope is
-        <grad L, w_ft - w_zs>, see `gradient`.
-
-        Args:
-            path: the weights; w(alpha) is in the model afterwards.
-            alpha: position on the path; at an end, step / 2 beyond it is looked at too.
-            step: distance of the two losses, in units of alpha.
-
-        Raises:
-            ValueError: as `score`; `step` is not positive, or the model does not fit the path.
+        too; on losses in float32 the default balances the two. It costs two losses, where a
+        backward pass costs more than three, and it holds for weights that no gradient reaches,
+        such as the running statistics of BatchNorm. The exact slope is <grad L, w_ft - w_zs>, see
+        `gradient`. w(alpha) is in the model afterwards. Errors are those of `score` and `path`.
         """
         if not (math.isfinite(step) and step > 0):
             raise ValueError(f"step is {step}; it is a distance on the path, 0.001 for instance")
@@ -80,9 +68,9 @@ class TaskLoss:
         return math.fsum(losses) / 2, (losses[1] - losses[0]) / (above - below)
 
     def gradient(self) -> dict[str, Tensor]:
-        """Return the gradient of the mean loss, one tensor per parameter of `model`.
+        """Return the gradient of the mean loss, one tensor per parameter, zeros if it has no say.
 
-        A parameter that the logits do not depend on has a gradient of zeros. Errors as `score`.
+        Errors are those of `score`.
         """
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         frozen = [p for p in parameters if not p.requires_grad]
@@ -93,9 +81,7 @@ class TaskLoss:
                 parameter.requires_grad_(True)
             for logits, labels in self._forward():
                 loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-                part = torch.autograd.grad(
-                    loss, parameters, allow_unused=True, materialize_grads=True
-                )
+                part = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 total = [a + b for a, b in zip(total, part, strict=True)] if total else list(part)
                 images += len(labels)
         finally:

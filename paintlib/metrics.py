@@ -1,7 +1,6 @@
 """Numbers that describe one curve of losses along the path: pure functions of floats and arrays.
 
-`alphas` are positions on the path from the zero-shot weights (alpha = 0) to the fine-tuned ones
-(alpha = 1); losses are in nats per image, accuracies are fractions.
+Losses are in nats per image, accuracies are fractions.
 """
 
 import math
@@ -34,9 +33,7 @@ class Forgetting(NamedTuple):
 
 
 def gradient_similarity(displacement: Any, gradient: Any) -> float:
-    r"""Return the cosine of the angle between `w_zs - w_ft` and the gradient: (1.6) eq-gs.
-
-    $$\frac{(w_{zs} - w_{ft})^T \nabla L(w_{zs})}{\|w_{zs} - w_{ft}\| \, \|\nabla L(w_{zs})\|}$$
+    """Return the cosine of the angle between `w_zs - w_ft` and the gradient: (1.6) eq-gs.
 
     Positive when the first step towards the fine-tuned weights lowers the supported loss.
 
@@ -54,26 +51,24 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
     a, b = _flat("displacement", displacement), _flat("gradient", gradient)
     if len(a) != len(b):
         raise ValueError(
-            f"displacement has {len(a)} numbers but gradient has {len(b)}; flatten both in the "
-            "same order of parameters"
+            f"displacement has {len(a)} numbers but gradient has {len(b)}; flatten both alike"
         )
     # Unit scale first: squares of tiny gradients would underflow, of huge ones overflow.
     scales = _peak(a), _peak(b)
     if 0 in scales:
+        zero = "gradient" if scales[0] else "displacement"
         raise ValueError(
-            f"{'displacement' if scales[0] == 0 else 'gradient'} is zero, so its direction is "
-            "undefined; check that the two checkpoints differ and the gradient was computed"
+            f"{zero} is zero, so its direction is undefined; do the checkpoints differ?"
         )
-    sums = np.zeros(3)
+    sums, double = np.zeros(3), getattr(type(a), "double", np.asarray)
     for i in range(0, len(a), CHUNK):
-        x, y = (_double(v[i : i + CHUNK]) / scale for v, scale in zip((a, b), scales, strict=True))
+        x, y = (double(v[i : i + CHUNK]) / scale for v, scale in zip((a, b), scales, strict=True))
         sums += [float(x @ y), float(x @ x), float(y @ y)]
     return max(-1.0, min(1.0, float(sums[0] / np.sqrt(sums[1] * sums[2]))))
 
 
-def backward_transfer(
-    alphas: ArrayLike, losses: ArrayLike, length: float, slope_at_zero: float | None = None
-) -> BackwardTransfer:
+def backward_transfer(alphas: ArrayLike, losses: ArrayLike, length: float,
+                      slope_at_zero: float | None = None) -> BackwardTransfer:  # fmt: skip
     r"""Return the largest fall of the supported loss per unit of distance: (1.7) eq-bkt.
 
     $$\sup_{0 < \alpha \le 1} \frac{L(0) - L(\alpha)}{\alpha \, \|w_{zs} - w_{ft}\|}$$
@@ -88,14 +83,11 @@ def backward_transfer(
         slope_at_zero: dL/dalpha at alpha = 0 (nats per image), if known.
 
     Returns:
-        The supremum (nats per image and unit of distance; negative when the loss only rises) and
-        the alpha that attained it: 0.0 for the one-sided limit.
+        The supremum (negative when the loss only rises) and the alpha that attained it.
 
     Raises:
         ValueError: an argument is not as said, or not finite; there is no sample beyond 0.
 
-    >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0)
-    BackwardTransfer(value=0.5, alpha=0.5)
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
     BackwardTransfer(value=1.5, alpha=0.0)
     """
@@ -120,25 +112,23 @@ def backward_transfer(
 def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetting:
     """Return how much of the supported task the patched weights have lost.
 
-    The paper (section 6) leaves a measure of catastrophic forgetting to future work. This one is
-    the rise of the loss relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of the
-    accuracy, A(0) - A(alpha): 0 when nothing changed, negative when the supported task has gained.
-    The loss reacts first, since it sees lost confidence on images that are still right.
+    The paper (section 6) leaves such a measure to future work. This one is the rise of the loss
+    relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of the accuracy,
+    A(0) - A(alpha): negative when the supported task has gained. The loss reacts first, since it
+    sees lost confidence on images that are still right.
 
     Args:
-        zero_shot: loss (nats per image) and accuracy (fraction) of the supported task at
-            alpha = 0; a `Score` will do, fields beyond the second are not read.
+        zero_shot: loss (nats per image) and accuracy (fraction) at alpha = 0; a `Score` will do.
         patched: the same at the alpha that was chosen.
 
     Raises:
-        ValueError: a loss is negative or not finite, the zero-shot loss is zero, or an accuracy is
-            not a fraction.
+        ValueError: a loss is negative or not finite, L(0) is zero, or an accuracy no fraction.
 
     >>> forgetting((0.5, 0.75), (0.625, 0.5))
     Forgetting(loss=0.25, accuracy=0.25)
     """
     for name, (loss, accuracy) in (("zero-shot", zero_shot[:2]), ("patched", patched[:2])):
-        if not (math.isfinite(loss) and loss >= 0):
+        if not 0.0 <= loss < math.inf:
             raise ValueError(f"the {name} loss is {loss}; expected a finite loss of at least 0")
         if not 0.0 <= accuracy <= 1.0:
             raise ValueError(f"the {name} accuracy is {accuracy}; expected a fraction, not percent")
@@ -157,18 +147,13 @@ def quasiconvexity_violation(values: ArrayLike) -> float:
 
     $$\max_{i<j<k} \; f_j - \max(f_i, f_k)$$
 
-    The largest rise above both a point to the left and a point to the right, found in one pass:
-    the best partners of j are the lowest values before and after it.
-
-    Raises:
-        ValueError: a value is not finite, or `values` is not one-dimensional.
-
     >>> quasiconvexity_violation([0.0, 1.0, 0.25, 2.0])
     0.75
     """
     f = _flat("values", np.asarray(values, float))
     if len(f) < 3:
         return 0.0
+    # the best partners of j are the lowest values before and after it
     left = np.minimum.accumulate(f)[:-2]
     right = np.minimum.accumulate(f[::-1])[::-1][2:]
     return max(0.0, float((f[1:-1] - np.maximum(left, right)).max()))
@@ -182,17 +167,11 @@ def _flat(name: str, values: Any) -> Any:
     if not math.isfinite(_peak(vector)):
         bad = ~(abs(vector) < math.inf)
         first = int(bad.nonzero()[0][0])
-        raise ValueError(
-            f"{name} has {int(bad.sum())} numbers that are not finite, first: "
-            f"{float(vector[first])} at index {first}"
-        )
+        what = f"{int(bad.sum())} numbers that are not finite, first: {float(vector[first])}"
+        raise ValueError(f"{name} has {what} at index {first}")
     return vector
 
 
 def _peak(vector: Any) -> float:
     """Return the largest magnitude, without a copy of the vector; NaN if there is one."""
     return max(float(vector.max()), -float(vector.min())) if len(vector) else 0.0
-
-
-def _double(vector: Any) -> Any:
-    return vector.double() if hasattr(vector, "double") else vector

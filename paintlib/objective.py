@@ -53,85 +53,54 @@ class PairObjective:
         path: the weights.
         tasks: one `TaskLoss` per task (any number works; the paper has two), on one model.
         classes: number of classes per task.
-        normalisation: one of `NORMALISATIONS`; `minmax` evaluates all of `samples` at once, the
-            others alpha = 0.
+        normalisation: one of `NORMALISATIONS`; its scale takes an evaluation at alpha = 0, or at
+            all of `samples` for `minmax`.
         names: what the tasks are called in the store; "0", "1", ... by default.
         store: where evaluations are looked up, and kept. A task that is stored at an alpha is not
             evaluated there again, even if the other one is.
 
     Attributes:
-        names, normalisation: as given.
         normalisers: the scale of each task.
         evaluated: the alphas that this object had to evaluate, in order.
 
     Raises:
-        ValueError: a normalisation is unknown or impossible; tasks, classes and names differ in
+        ValueError: the normalisation is unknown or impossible; tasks, classes and names differ in
             number; two names are equal; the tasks do not share one model.
     """
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax
 
-    def __init__(
-        self,
-        path: WeightPath,
-        tasks: Sequence[TaskLoss],
-        classes: Sequence[int],
-        normalisation: str = "zero_shot",
-        *,
-        names: Sequence[str] | None = None,
-        store: Store | None = None,
-    ) -> None:
-        names = [str(i) for i in range(len(tasks))] if names is None else names
-        if not len(names) == len(tasks) == len(set(names)):
-            raise ValueError(f"{len(tasks)} tasks but the names {list(names)}; give each its own")
+    def __init__(self, path: WeightPath, tasks: Sequence[TaskLoss], classes: Sequence[int],
+                 normalisation: str = "zero_shot", *, names: Sequence[str] | None = None,
+                 store: Store | None = None) -> None:  # fmt: skip
+        by_name = dict(zip(names or map(str, range(len(tasks))), tasks, strict=False))
+        if not len(by_name) == len(tasks) == len(names or tasks):
+            raise ValueError(f"{len(tasks)} tasks but the names {names}; give each task its own")
         if len({id(task.model) for task in tasks}) != 1:
             raise ValueError("the tasks must share one model: the one the path writes into")
-        by_name = dict(zip(names, tasks, strict=True))
 
         def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
             path.set_(tasks[0].model, alpha)
             return [by_name[name].evaluate() for name in missing]
 
-        self._begin(evaluate, store, names, classes, normalisation)
+        self._begin(evaluate, store, list(by_name), classes, normalisation)
 
     @classmethod
-    def replay(
-        cls,
-        store: Store,
-        names: Sequence[str],
-        classes: Sequence[int],
-        normalisation: str = "zero_shot",
-        *,
-        evaluate: Evaluate | None = None,
-    ) -> PairObjective:
+    def replay(cls, store: Store, names: Sequence[str], classes: Sequence[int],
+               normalisation: str = "zero_shot", *,
+               evaluate: Evaluate | None = None) -> PairObjective:  # fmt: skip
         """Return the objective of evaluations that are stored: no weights, no model, no torch.
 
         An alpha that is not stored goes to `evaluate`, with the names of the tasks that are
-        missing there; it returns their `ImageScores`, in that order.
-
-        Raises:
-            ValueError: as the class; and, here or at a call, where an alpha is not stored and
-                there is no `evaluate`.
+        missing there; it returns their `ImageScores`, in that order. Without it, such an alpha
+        raises ValueError, here or at a call.
         """
-
-        def refuse(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
-            raise ValueError(
-                f"task {missing[0]!r} is not stored at alpha = {alpha} in {store.file}; it has to "
-                "be evaluated with the weights"
-            )
-
         objective = cls.__new__(cls)
-        objective._begin(evaluate or refuse, store, names, classes, normalisation)
+        objective._begin(evaluate, store, names, classes, normalisation)
         return objective
 
-    def _begin(
-        self,
-        evaluate: Evaluate,
-        store: Store | None,
-        names: Sequence[str],
-        classes: Sequence[int],
-        normalisation: str,
-    ) -> None:
+    def _begin(self, evaluate: Evaluate | None, store: Store | None, names: Sequence[str],
+               classes: Sequence[int], normalisation: str) -> None:  # fmt: skip
         if len(names) != len(classes):
             raise ValueError(f"{len(names)} tasks but {len(classes)} class counts")
         self.names, self.normalisation = tuple(names), normalisation
@@ -146,11 +115,7 @@ class PairObjective:
         )
 
     def __call__(self, alpha: float) -> tuple[float, ...]:
-        """Return the normalised loss of each task at `alpha`.
-
-        Raises:
-            ValueError: a loss is not finite there.
-        """
+        """Return the normalised loss of each task at `alpha`, if it is finite."""
         losses = [score.loss for score in self.score(alpha)]
         if not all(map(math.isfinite, losses)):
             raise ValueError(f"the loss at alpha = {alpha} is not finite: {losses}")
@@ -166,6 +131,11 @@ class PairObjective:
         if alpha not in self._visited:
             found = self._stored(alpha)
             if missing := [name for name in self.names if name not in found]:
+                if self._evaluate is None:
+                    raise ValueError(
+                        f"task {missing[0]!r} is not stored at alpha = {alpha} in "
+                        f"{self._store and self._store.file}; evaluate it with the weights"
+                    )
                 fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
                 self.evaluated.append(alpha)
                 if self._store is not None:

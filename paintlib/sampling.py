@@ -1,7 +1,4 @@
-"""What a sample of images can tell: the errors of alpha*, of the minimum, and of a difference.
-
-They come from the losses of single images at alphas that were visited anyway: nothing is evaluated.
-"""
+"""How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,15 +16,17 @@ __all__ = ["StandardError", "bootstrap", "contributions", "difference", "standar
 
 
 class StandardError(NamedTuple):
-    """How alpha* and the minimum would vary from one draw of images to another.
+    """How alpha* and the sum there would vary from one draw of images to another.
 
-    Attributes:
-        alpha: of alpha*; NaN where it is an end of the bracket, or the curvature is not positive.
-        value: of the summed normalised loss there.
+    `alpha` is NaN where alpha* is an end of the bracket, or the curvature is not positive.
     """
 
     alpha: float
     value: float
+
+
+def _variance(row: NDArray[np.float64]) -> float:
+    return float(row.var()) / len(row)  # of the mean
 
 
 def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
@@ -35,10 +34,7 @@ def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.fl
 
     The mean of an array is the normalised loss, and its variance over the number of images is the
     squared sampling error of it: the scale is estimated from the same images, so its own error is
-    carried along to first order (the delta method).
-
-    Returns:
-        None where the losses of single images are not known at `alpha`.
+    carried along to first order (the delta method). None where `alpha` was not evaluated.
     """
     if not objective.known(alpha):
         return None
@@ -61,10 +57,8 @@ def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.fl
 def difference(objective: PairObjective, first: float, second: float) -> tuple[float, float] | None:
     """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
 
-    Both are measured on the same images, so most of the error of either cancels.
-
-    Returns:
-        None where the losses of single images are not known at both.
+    Both are measured on the same images, so most of the error of either cancels. None where one
+    of them was not evaluated.
     """
     a, b = contributions(objective, first), contributions(objective, second)
     if a is None or b is None:
@@ -81,14 +75,8 @@ def standard_error(
     alpha* solves J'(alpha) = 0, so to first order its error is that of the slope over the
     curvature: Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2. Tasks have images of their own, so
     their variances add: Var(J') = sum over tasks of Var_i(l_i') / n. An image's slope l_i' is that
-    of the polynomial through its losses at the samples around alpha*.
-
-    Args:
-        objective: knows the losses of single images at the samples.
-        samples: a search's answer, or evaluations of the objective.
-
-    Returns:
-        None where the losses of single images are not known at the lowest sample.
+    of the polynomial through its losses at the samples around alpha*. None where this objective
+    has not evaluated the lowest of `samples`.
     """
     samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
     best = min(samples, key=lambda sample: sample.value)
@@ -117,24 +105,18 @@ def standard_error(
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
 
 
-def bootstrap(
-    alphas: ArrayLike,
-    losses: Sequence[NDArray[np.float64]],
-    classes: Sequence[int],
-    normalisation: str,
-    draws: int = 500,
-    seed: int = 0,
-) -> StandardError:
+def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes: Sequence[int],
+              normalisation: str, draws: int = 500, seed: int = 0) -> StandardError:  # fmt: skip
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
-    Each draw takes as many images of each task as there are, with replacement, and minimises the
-    sum of its curves on [0, 1], each drawn through the samples by `log_spline`.
+    Each draw takes as many images of each task as there are, with replacement, scales anew, and
+    minimises the sum of its curves on [0, 1], each drawn through the samples by `log_spline`.
 
     Args:
         alphas: `(k,)`, ascending, the first 0.
         losses: per task, the loss of each image at each alpha (nats), `(k, images)`.
         classes: number of classes per task.
-        normalisation: one of `NORMALISATIONS`; its scale is redrawn with the images.
+        normalisation: one of `NORMALISATIONS`.
         draws: how many.
         seed: of the generator.
     """
@@ -148,8 +130,3 @@ def bootstrap(
             offset, unit = normaliser(normalisation, curve.tolist(), count)
             row += (log_spline(alphas, curve)(dense) - offset) / unit
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
-
-
-def _variance(row: NDArray[np.float64]) -> float:
-    """Return the variance of the mean of `row`."""
-    return float(row.var()) / len(row)

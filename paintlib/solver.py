@@ -68,8 +68,7 @@ class Solution:
         bracket: smallest interval between samples that holds a quasi-convex minimum; one of its
             ends is `alpha` where the minimum is an end of the search.
         status: how the search ended, as advice.
-        trace: all samples the answer rests on: the known ones by alpha, then the fresh ones in
-            the order of their evaluation.
+        trace: all samples the answer rests on: known ones by alpha, then fresh ones as they came.
         evaluations: number of fresh ones, the price of this answer.
     """
 
@@ -141,16 +140,16 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
-    (at most six) samples around the lowest one, takes the root of the derivative of the fitted
-    *sum* inside the bracket, evaluates there, and fits again. It stops when the root is within
-    `xtol` of the best point and promises a gain of at most 1e-6 of the value, and the fit without
-    that point had its root there too (within `xtol`) and foretold its value (to 1e-3): a root is
-    verified before it is believed. Where the steps of the fits do not shrink, a golden section of
-    the widest gap in the bracket is evaluated instead, so that the search ends on any function. A
-    minimum at an end is certified by an evaluation at distance `xtol` from it.
+    (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
+    in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
+    best point and promises a gain of at most 1e-6 of the value, and the fit without that point had
+    its root there too (within `xtol`) and foretold its value (to 1e-3). Where the steps of the
+    fits do not shrink, it takes a golden section of the widest gap in the bracket, so that it ends
+    on any function. An evaluation `xtol` inside certifies a minimum at an end.
 
     Args:
-        objective, bracket: as for `quintic`; so are the answer, but for BUDGET, and the errors.
+        objective: as for `quintic`, and so are the answer (or BUDGET) and the errors.
+        bracket: the ends of the search, in ascending order.
         xtol: tolerance on alpha, in its own unit.
         max_evals: largest number of fresh evaluations; by default six, and one for each end that
             is not known.
@@ -170,9 +169,7 @@ def _search(record: _Record, xtol: float) -> Status:
     low, high = record.low, record.high
     for end in (low, high):
         record(end)
-    if len(record.samples) < 3:
-        if not record.budget:
-            return Status.BUDGET
+    if len(record.samples) < 3 and record.budget:
         record(low + FIRST * (high - low))
     steps: list[float] = []
     while True:
@@ -210,18 +207,17 @@ def _foreseen(record: _Record, xtol: float) -> bool:
     return near and abs(float(fit(best.alpha)) - best.value) <= AGREE * record.scale()
 
 
-def grid(
-    objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05, known: Known = ()
-) -> Solution:
+def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05,
+         known: Known = ()) -> Solution:  # fmt: skip
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
     This is how PAINT chooses alpha. The positions are exact: 0.15, not 0.15000000000000002.
 
     Args:
-        objective, bracket: as for `quintic`; so are the answer and the errors.
+        objective: as for `quintic`, and so are the answer and the errors.
+        bracket: the ends of the search, in ascending order.
         step: distance of the samples; must divide the bracket.
-        known: evaluations already paid for; those within 1e-9 of a position (as a share of the
-            bracket) stand for it, and the others inside the bracket compete for the minimum too.
+        known: evaluations already paid for; those between the positions compete too.
     """
     record = _Record(objective, bracket, known)
     record.visit(step)
@@ -233,7 +229,7 @@ def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 
     """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
 
     It never visits the ends: where the minimum is one, it comes within about `xtol` of it and the
-    status says so. Arguments and errors are those of `log_quintic`, but `max_evals` is at least 2.
+    status says so. Arguments and errors as for `log_quintic`, but `max_evals` is at least 2.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
@@ -250,14 +246,13 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
            max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise the sum by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
-    It needs a point below both ends to begin with: the middle, or else the first that halving
-    towards the lower end finds. Arguments and errors as for `brent`, `max_evals` at least 3.
+    It begins with a point below both ends: the middle, or the first that halving towards the lower
+    end finds. Arguments and errors as for `brent`, `max_evals` at least 3.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=3)
-    width = record.high - record.low
     lower = min(record(record.low), record(record.high), key=lambda end: end.value)
-    middle = record(record.low + FIRST * width)
+    middle = record(record.low + FIRST * record.width)
     while middle.value >= lower.value and record.budget:
         if abs(middle.alpha - lower.alpha) <= xtol:
             return record.solution(record.place())
@@ -265,11 +260,12 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     if not record.budget:
         return record.solution(Status.BUDGET)
     result = optimize.minimize_scalar(
-        lambda alpha: record(float(alpha - 1.0) * width + record.low).value,
+        lambda alpha: record(float(alpha - 1.0) * record.width + record.low).value,
         # scipy's tolerance is a share of alpha, which this shift keeps between 1 and 2
-        bracket=(1.0, 1.0 + (middle.alpha - record.low) / width, 2.0),
+        bracket=(1.0, 1.0 + (middle.alpha - record.low) / record.width, 2.0),
         method="golden",
-        options={"xtol": xtol / width / 2, "maxiter": record.budget - 1},  # one point comes first
+        # one point comes first
+        options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},
     )
     return record.solution(record.place() if result.success else Status.BUDGET)
 
@@ -294,12 +290,8 @@ class _Record:
                     )
 
     def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
-        """Set the number of fresh evaluations that may be spent; check the tolerance too."""
         if not 1e-8 * self.width <= xtol < self.width:
-            raise ValueError(
-                f"xtol is {xtol}; it must be below the bracket's width {self.width}, and at least "
-                "1e-8 of it, since rounding hides the minimum beyond"
-            )
+            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {self.width}")
         if budget < at_least:
             raise ValueError(f"max_evals is {budget}, but this search needs at least {at_least}")
         self.budget = budget
@@ -316,7 +308,6 @@ class _Record:
             self(alpha)
 
     def __call__(self, alpha: float) -> Evaluation:
-        """Return the evaluation at `alpha`: a known one, or a fresh one, which is charged."""
         if sample := self.find(alpha):
             return sample
         self.budget -= 1
@@ -324,8 +315,7 @@ class _Record:
         return self.fresh[-1]
 
     def find(self, alpha: float) -> Evaluation | None:
-        near = (s for s in self.samples if abs(s.alpha - alpha) <= SAME * self.width)
-        return next(near, None)
+        return next((s for s in self.samples if abs(s.alpha - alpha) <= SAME * self.width), None)
 
     def best(self) -> Evaluation:
         """Return the lowest sample, the first of equals."""
@@ -333,12 +323,9 @@ class _Record:
 
     def bracket(self) -> Bracket:
         """Return the neighbours of the lowest samples: they enclose a quasi-convex minimum."""
-        values = [sample.value for sample in self.samples]
-        first = values.index(min(values))
-        last = len(values) - 1 - values[::-1].index(min(values))
-        low = self.samples[first - 1].alpha if first else self.low
-        high = self.samples[last + 1].alpha if last + 1 < len(values) else self.high
-        return low, high
+        alphas = [self.low, *(sample.alpha for sample in self.samples), self.high]
+        lowest = [i for i, s in enumerate(self.samples, 1) if s.value == self.best().value]
+        return alphas[lowest[0] - 1], alphas[lowest[-1] + 1]
 
     def widest_gap(self) -> float:
         """Return the golden section of the widest gap in the bracket, nearer to its lower side."""
@@ -369,11 +356,8 @@ class _Record:
         return Status.AT_END if alpha >= self.high - margin else Status.CONVERGED
 
     def solution(self, status: Status, found: tuple[float, float] | None = None) -> Solution:
-        """Return the best sample, or the alpha and value `found` by a fit.
-
-        What the samples show about the objective goes before `status`. A bump is held against
-        quasi-convexity only if it stands out of the rounding of the values.
-        """
+        """Return the best sample, or the alpha and value `found` by a fit."""
+        # What the samples show goes before `status`; a bump has to stand out of their rounding.
         values = [sample.value for sample in self.samples]
         if self.flat() and len(values) >= POINTS:
             status = Status.FLAT
@@ -385,23 +369,21 @@ class _Record:
         return Solution(alpha, value, self.bracket(), status, trace, len(self.fresh))
 
     def _add(self, alpha: float, result: float | Sequence[float]) -> Evaluation:
-        """Return the checked evaluation of one call's result, or the one that is there already."""
         parts = tuple(np.atleast_1d(np.asarray(result, float)).tolist())
         if not parts:
             raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
         if not all(map(math.isfinite, parts)):
             raise ValueError(
-                f"the objective is not finite at alpha = {alpha}: {parts}; check the weights there, "
-                "or narrow the bracket"
+                f"a loss is not finite at alpha = {alpha}: {parts}; narrow the bracket"
             )
-        if self.samples and len(parts) != len(self.samples[0].parts):
+        first = self.samples[0] if self.samples else Evaluation(alpha, 0.0, parts)
+        if len(parts) != len(first.parts):
             raise ValueError(
-                f"the objective has {len(parts)} parts at alpha = {alpha} but "
-                f"{len(self.samples[0].parts)} at alpha = {self.samples[0].alpha}; return one loss "
-                "per task, the same tasks each time"
+                f"the objective has {len(parts)} parts at alpha = {alpha} but {len(first.parts)} "
+                f"at alpha = {first.alpha}; return one loss per task, the same tasks each time"
             )
-        if sample := self.find(alpha):
-            return sample
-        sample = Evaluation(alpha, math.fsum(parts), parts)
-        bisect.insort(self.samples, sample)
+        sample = self.find(alpha)
+        if sample is None:
+            sample = Evaluation(alpha, math.fsum(parts), parts)
+            bisect.insort(self.samples, sample)
         return sample

@@ -2,10 +2,8 @@
 
 import contextlib
 import glob
-import io
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,16 +26,16 @@ FIELDS = ("alphas", "losses", "correct")
 class Store:
     """Evaluations of several tasks along one path, in one file that is whole at any time.
 
-    Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses
-    nothing but the evaluation under way, and two processes may write at once. Equal content gives
-    equal bytes, in whatever order it was evaluated. The file holds `key`, a JSON string, and for
-    each task `NAME.alphas (k,)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`.
+    Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
+    the evaluation under way, two processes may write at once, and equal content gives equal bytes.
+    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)`, `NAME.losses (k, images)`
+    and `NAME.correct (k, images)`, for `numpy.load`.
 
     Args:
         file: the `.npz`; the first `put` makes it, with its folder.
         key: says what was evaluated: digests of both ends (`WeightPath.digests`) and of the data,
-            the precision, whatever tells one set of evaluations from another. None takes the
-            file's.
+            the precision, whatever tells one set of evaluations from another. Without, the
+            file's is taken.
         writable: otherwise the file must exist, and what is put stays in memory.
 
     Raises:
@@ -45,20 +43,13 @@ class Store:
         FileNotFoundError: the file is missing, and not to be made.
     """
 
-    def __init__(
-        self, file: Path | str, key: Mapping[str, str] | None = None, *, writable: bool = True
-    ) -> None:
-        self.file, self._writable = Path(file), writable
-        self._key = None if key is None else dict(key)
+    def __init__(self, file: Path | str, key: Mapping[str, str] | None = None, *,
+                 writable: bool = True) -> None:  # fmt: skip
+        self.file, self.key, self._writable = Path(file), dict(key or {}), writable
         self._rows: dict[str, dict[float, ImageScores]] = {}
         if not writable and not self.file.exists():
             raise FileNotFoundError(f"{self.file} is missing; evaluations with the weights make it")
         self._read()
-
-    @property
-    def key(self) -> dict[str, str]:
-        """What was evaluated, as given or as the file says."""
-        return dict(self._key or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -76,21 +67,12 @@ class Store:
         return rows[nearest] if abs(nearest - alpha) <= SAME else None
 
     def put(self, alpha: float, scores: Mapping[str, ImageScores]) -> None:
-        """Keep what the images of some tasks cost at `alpha`; what is there already stays.
-
-        Raises:
-            ValueError: `alpha` is not finite, a task has another number of images than before, or
-                the file was damaged or replaced since.
-        """
+        """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
         if not math.isfinite(alpha):
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        with self._locked() if self._writable else contextlib.nullcontext():
-            if self._writable:
-                self._read()
+        with self._updating():
             for task, row in scores.items():
                 self._add(task, float(alpha), row)
-            if self._writable:
-                self._write()
 
     def _add(self, task: str, alpha: float, row: ImageScores) -> None:
         row = ImageScores(np.array(row.losses, "<f8"), np.array(row.correct, bool))
@@ -116,17 +98,15 @@ class Store:
                     for alpha, *row in zip(*columns, strict=True):
                         found.append((task, float(alpha), ImageScores(*row)))
         except Exception as error:  # whatever reading a damaged zip may raise
-            raise ValueError(
-                f"{self.file} is damaged, or no store of evaluations ({error}); delete it"
-            ) from error
-        ours = key if self._key is None else self._key
+            raise ValueError(f"{self.file} is damaged, or no store ({error}); delete it") from error
+        ours = self.key or key
         for field in sorted(ours.keys() | key.keys()):
             if ours.get(field) != key.get(field):
                 raise ValueError(
                     f"{self.file} holds evaluations with {field} = {key.get(field)!r}, not "
                     f"{ours.get(field)!r}; delete it, or give these another file"
                 )
-        self._key = key
+        self.key = key
         for entry in found:
             self._add(*entry)
 
@@ -136,20 +116,20 @@ class Store:
             rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
                 arrays[f"{task}.{name}"] = np.array(column)
-        with replacing(self.file) as part, zipfile.ZipFile(part, "w") as archive:
-            for name, array in arrays.items():
-                member = io.BytesIO()
-                np.lib.format.write_array(member, array, allow_pickle=False)
-                about = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
-                archive.writestr(about, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=6)
+        with replacing(self.file) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other writers of the file out, and sweep up what killed ones have left."""
+    def _updating(self) -> Iterator[None]:
+        """Read the file, then write it, while other writers are kept out."""
+        if not self._writable:
+            return (yield)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
                 for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
-                    left.unlink()
+                    left.unlink()  # by a writer that was killed
+            self._read()
             yield
+            self._write()

@@ -460,7 +460,7 @@ def _listed(name: str, root: Path, part: str) -> _Whole:
         # railway_station_001.jpg lies in railway_station, the others' lines have the folder
         pairs = [(line, line.rpartition("_" if name == "RESISC45" else "/")[0]) for line in lines]
         if odd := [line for line, word in pairs if word not in label]:
-            count = f"{len(odd)} of {len(lines)} lines of {file} name no class of it"
+            count = f"{len(odd)} of {len(lines)} lines of {file} name no class of {name}"
             expected = f"expected folders such as {classes[0]!r}"
             raise _refusal(name, f"{count}, first: {odd[0]!r}; {expected}")
         for line, word in pairs:

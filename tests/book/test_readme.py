@@ -1,3 +1,4 @@
+import copy
 import re
 from pathlib import Path
 
@@ -18,36 +19,40 @@ def pairs():
     return results.read_pairs(ROOT / "results" / "micro")
 
 
-def network(seed):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 4)).eval()
+def network(alpha):
+    """Return a model on the line between two others."""
+    torch.manual_seed(1)
+    layers = (nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 4))
+    start, end = (nn.Sequential(*copy.deepcopy(layers)).eval() for _ in range(2))
+    nn.init.normal_(end[0].weight)
+    nn.init.normal_(end[3].weight)
+    with torch.no_grad():
+        for weight, other in zip(start.parameters(), end.parameters(), strict=True):
+            weight.lerp_(other, alpha)
+    return start
 
 
 def test_example_runs_and_patches(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.save(network(1).state_dict(), "zero_shot.pt")
-    torch.save(network(2).state_dict(), "fine_tuned.pt")
+    torch.save(network(0).state_dict(), "zero_shot.pt")
+    torch.save(network(1).state_dict(), "fine_tuned.pt")
 
-    def labelled(teacher):  # each end of the path is right about one of the two tasks
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(60, 6, generator=generator)
+    def labelled(teacher):
+        images = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
         return [(images, teacher(images).argmax(1))]
 
     space = {
         "model": network(3),
-        "supported_batches": labelled(network(1)),
-        "patching_batches": labelled(network(2)),
+        "supported_batches": labelled(network(0.4)),
+        "patching_batches": labelled(network(0.8)),
     }
     code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
     assert len(code.strip().splitlines()) <= 12
     exec(code, space)
-    solution = space["solution"]
-    alpha = solution.alpha
-    assert solution.value == min(sample.value for sample in solution.trace)
+    alpha = space["solution"].alpha
+    assert 0 < alpha < 1
     assert re.match(rf"alpha = {alpha:.4f} ± 0\.\d{{4}}: ", capsys.readouterr().out)
-    patched = torch.load("patched.pt")
-    expected = torch.lerp(network(1)[0].weight, network(2)[0].weight, alpha)
-    torch.testing.assert_close(patched["0.weight"], expected)
+    torch.testing.assert_close(torch.load("patched.pt"), dict(network(alpha).state_dict()))
 
 
 def test_numbers_are_those_of_the_reference(pairs):
