@@ -9,7 +9,7 @@ from shlex import quote
 
 import grimp
 
-from experiment.__main__ import STEPS
+from experiment.__main__ import COMMANDS
 from experiment.locks import claim_folder
 from experiment.run import Run
 
@@ -54,7 +54,7 @@ def code(*modules):
     return [str(f / "__init__.py" if f.is_dir() else f.with_suffix(".py")) for f in files]
 
 def step(name):
-    return code(f"experiment.steps.{STEPS[name][0]}")
+    return code(f"experiment.{COMMANDS[name][0]}")
 
 def page(notebook):
     """Return a notebook and the files of what it imports."""
@@ -208,7 +208,7 @@ rule pair:
     params: title=lambda w: f"{run.profile.label(w.supported)} + {run.profile.label(w.patching)}"
     benchmark: f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     shell:
-        "{STEP} page --failures {A}/failed notebooks/pair.md {output} --title '{params.title}' "
+        "{STEP} page {RUN} notebooks/pair.md {output} --title '{params.title}' "
         "{RESULTS} -p supported {wildcards.supported} -p patching {wildcards.patching}"
 
 rule summary:
@@ -221,7 +221,7 @@ rule summary:
         lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else [],
     output: f"{BOOK}/results/{{summary}}.ipynb"
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
-    shell: "{STEP} page --failures {A}/failed notebooks/{wildcards.summary}.md {output} {RESULTS}"
+    shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} {RESULTS}"
 
 rule provenance:
     input: PAGES, SOLVED

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import papermill
@@ -16,33 +15,37 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from experiment import myst, results
+from experiment import myst
 from experiment.run import Run
 from paintlib.files import replacing
 
-def execute(
-    source: Path,
-    target: Path,
-    parameters: Mapping[str, Any],
+def page(
+    run: Run,
+    source: Path | str,
+    target: Path | str,
     *,
-    failures: Path,
+    parameters: Sequence[tuple[str, str]] = (),
     title: str | None = None,
 ) -> None:
     """Run the notebook `source` and move it to `target` if nothing went wrong.
 
-    The same run gives the same bytes: cell ids are numbered, times are dropped.
+    It runs in the folder of `target`, as it will when somebody opens it. The same run gives the
+    same bytes: cell ids are numbered, times are dropped. A failure leaves its traceback and the
+    half-run notebook in the run's folder `failed`.
 
     Args:
+        run: whose page it is.
         source: a jupytext MyST notebook.
-        target: the executed notebook; it runs in this folder, as it will when somebody opens it.
+        target: the executed notebook.
         parameters: values for the cell tagged `parameters`.
-        failures: folder that keeps the traceback and the half-run notebook of a failure.
         title: the page's heading, in place of the one in `source`.
 
     Raises:
         ValueError: a parameter is unknown to the notebook (its own are listed).
         RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
     """
+    target, failures = Path(target), run.folder / "failed"
+    given = {name: int(v) if v.isdecimal() else v for name, v in parameters}
     notebook = nbformat.reads(myst.read(str(source)), as_version=4)
     if title:
         first = notebook.cells[0]
@@ -55,7 +58,7 @@ def execute(
         draft, done = Path(folder, "draft.ipynb"), Path(folder, "done.ipynb")
         nbformat.write(notebook, draft)
         known = papermill.inspect_notebook(draft)
-        if unknown := sorted(parameters.keys() - known.keys()):
+        if unknown := sorted(given.keys() - known.keys()):
             raise ValueError(
                 f"{source} has no parameter {unknown[0]!r}; it takes {', '.join(known)}"
             )
@@ -64,7 +67,7 @@ def execute(
             papermill.execute_notebook(
                 draft,
                 done,
-                dict(parameters),
+                given,
                 cwd=target.parent,
                 progress_bar=False,
                 # kernels that start at once race for free TCP ports, so each has its own sockets
@@ -76,7 +79,7 @@ def execute(
         executed = nbformat.read(done, as_version=4)
         if problem := problem or _blemish(executed):
             failures.mkdir(parents=True, exist_ok=True)
-            report.write_text(f"{source} {dict(parameters)}\n{problem}\n", encoding="utf-8")
+            report.write_text(f"{source} {given}\n{problem}\n", encoding="utf-8")
             shutil.copy(done, report.with_suffix(".ipynb"))
             last = problem.strip().splitlines()[-1]
             raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
@@ -86,7 +89,7 @@ def execute(
         part.write_text(nbformat.writes(page), encoding="utf-8")
 
 
-def assemble(run: Run, prose: Path) -> None:
+def assemble(run: Run, prose: Path = Path("book")) -> None:
     """Copy the prose of the book beside the executed pages of a run, and say whose book it is."""
     target, name = run.book, run.name
     pairs = {f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching}
@@ -125,32 +128,27 @@ def _announcement(run: Run) -> str:
     return f"This is the book of the run {run.name}: {run.profile.purpose}."
 
 
-def make_reference(run: Run, book: Path, notebooks: Path) -> None:
+def reference(run: Run) -> None:
     """Make the committed results and pages anew from a finished run of profile micro at seed 0.
 
     The page that compares a run with the reference is run again: here both are the same.
-
-    Args:
-        run: with its book built, and its evaluations complete for every normalisation.
-        book: the folder of the committed book.
-        notebooks: the sources of its pages.
 
     Raises:
         ValueError: the run is another one.
     """
     if run.name != "micro":
         raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
-    reference = results.ROOT / "results" / run.name
-    copies = {run.results / kind: reference / kind for kind in ("pairs", "pictures", "predictions")}
-    copies[run.folder / "complete"] = reference / "evaluations"
+    kept, book = Path("results", run.name), Path("book")
+    copies = {run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions")}
+    copies[run.folder / "complete"] = kept / "evaluations"
     copies |= {run.book / kind: book / kind for kind in ("pairs", "results")}
     for source, target in copies.items():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
     for file in (f for f in run.results.iterdir() if f.is_file()):
-        shutil.copy(file, reference)
-    execute(notebooks / "reference.md", book / "results" / "reference.ipynb",
-            {"results": f"../../results/{run.name}"}, failures=run.folder / "failed")  # fmt: skip
+        shutil.copy(file, kept)
+    where = ("results", f"../../results/{run.name}")
+    page(run, "notebooks/reference.md", book / "results/reference.ipynb", parameters=[where])
 
 
 def _blemish(notebook: NotebookNode) -> str | None:

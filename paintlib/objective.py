@@ -64,8 +64,8 @@ class PairObjective:
         evaluated: the alphas that this object had to evaluate, in order.
 
     Raises:
-        ValueError: the normalisation is unknown or impossible; tasks, classes and names differ in
-            number; two names are equal; the tasks do not share one model.
+        ValueError: the normalisation is unknown or impossible, the tasks have not one model, or
+            classes or names do not fit them.
     """
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax

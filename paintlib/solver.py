@@ -147,13 +147,8 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     fits do not shrink, it takes a golden section of the widest gap in the bracket, so that it ends
     on any function. An evaluation `xtol` inside certifies a minimum at an end.
 
-    Args:
-        objective: as for `quintic`, and so are the answer (or BUDGET) and the errors.
-        bracket: the ends of the search, in ascending order.
-        xtol: tolerance on alpha, in its own unit.
-        max_evals: largest number of fresh evaluations; by default six, and one for each end that
-            is not known.
-        known: evaluations already paid for, such as the ends that several pairs share.
+    `xtol` is a distance of alphas. `max_evals` limits the fresh evaluations: by default to six, and
+    one for each end that is not `known`. The rest, answer (or BUDGET) and errors as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
@@ -211,13 +206,9 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
          known: Known = ()) -> Solution:  # fmt: skip
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
-    This is how PAINT chooses alpha. The positions are exact: 0.15, not 0.15000000000000002.
-
-    Args:
-        objective: as for `quintic`, and so are the answer and the errors.
-        bracket: the ends of the search, in ascending order.
-        step: distance of the samples; must divide the bracket.
-        known: evaluations already paid for; those between the positions compete too.
+    This is how PAINT chooses alpha. The positions are exact: 0.15, not 0.15000000000000002. `step`
+    must divide the bracket; `known` evaluations between the positions compete too. Arguments,
+    answer and errors as for `quintic`.
     """
     record = _Record(objective, bracket, known)
     record.visit(step)

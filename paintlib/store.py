@@ -47,8 +47,6 @@ class Store:
                  writable: bool = True) -> None:  # fmt: skip
         self.file, self.key, self._writable = Path(file), dict(key or {}), writable
         self._rows: dict[str, dict[float, ImageScores]] = {}
-        if not writable and not self.file.exists():
-            raise FileNotFoundError(f"{self.file} is missing; evaluations with the weights make it")
         self._read()
 
     @property
@@ -86,19 +84,19 @@ class Store:
         self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
-        if not self.file.exists():
+        if self._writable and not self.file.exists():
             return
         found = []
-        try:
-            # np.load leaves a damaged file open unless it is opened here
-            with self.file.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        with self.file.open("rb") as file:  # np.load leaves a damaged one open
+            try:
+                content = np.load(file, allow_pickle=False)
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     columns = (content[f"{task}.{name}"] for name in FIELDS)
                     for alpha, *row in zip(*columns, strict=True):
                         found.append((task, float(alpha), ImageScores(*row)))
-        except Exception as error:  # whatever reading a damaged zip may raise
-            raise ValueError(f"{self.file} is damaged, or no store ({error}); delete it") from error
+            except Exception as error:  # whatever reading a damaged zip may raise
+                raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
         for field in sorted(ours.keys() | key.keys()):
             if ours.get(field) != key.get(field):

@@ -93,11 +93,11 @@ def fetch(name: str, root: Path) -> Path:
     return root
 
 
-def run(root: Path, name: str | None = None) -> None:
+def data(_run: object, data: Path = Path("data"), name: str | None = None) -> None:
     """Fetch data set `name` if one is given; print the table."""
     if name is not None:
-        fetch(name, root)
-    print(table(root))
+        fetch(name, data)
+    print(table(data))
 
 
 def _tops(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from experiment.run import Run
 from experiment.session import Session
 
 
-def score_baseline(run: Run, supported: str) -> None:
+def baseline(run: Run, supported: str) -> None:
     """Write a supported task's losses at the zero-shot weights, and their gradient.
 
     Only the direction of the slope differs from path to path.

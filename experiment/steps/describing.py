@@ -46,7 +46,7 @@ def describe(run: Run) -> None:
     results.write_json(run.results / "run.json", content)
 
 
-def record_provenance(run: Run) -> None:
+def provenance(run: Run) -> None:
     """Write `provenance.json`: commit, device, versions, and the seconds that each step took."""
     seconds = {}
     for file in sorted((run.folder / "benchmarks").rglob("*.tsv")):

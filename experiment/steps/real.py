@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiment import clip, pixels, results, weights
+from experiment import clip, pixels, results
 from experiment.progress import bar
 from experiment.real import checkpoints, datasets
 from experiment.run import Run
 from experiment.session import Session
 from experiment.tasks import SPLITS, Task
+from experiment.weights import load, save
 
+DATA = Path("data")  # where data sets are looked for
 _SIDE = 224  # pixels of CLIP ViT-B/32
 
 
-def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
+def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
     """Decode the splits of a real data set into the cache, and write where they are.
 
     Args:
@@ -52,7 +54,7 @@ def decode(run: Run, task: str, data: Path, workers: int = 0) -> None:
     results.write_json(_seen(run, task), {"fingerprint": datasets.fingerprint(task, data)})
 
 
-def check_inputs(run: Run, data: Path) -> None:
+def check(run: Run, data: Path = DATA) -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
@@ -89,25 +91,25 @@ def check_inputs(run: Run, data: Path) -> None:
             _notice_changes(run, task, data)
 
 
-def zero_shot(run: Run, source: str) -> None:
+def zero_shot(run: Run, weights: str = "openai") -> None:
     """Write both towers of a public CLIP.
 
     Args:
         run: the run.
-        source: `openai`, `random`, or a file, see `checkpoints.pretrained_clip`.
+        weights: `openai`, `random`, or a file, see `checkpoints.pretrained_clip`.
 
     Raises:
         ValueError: the weights cannot be had or are of another architecture.
     """
     assert isinstance(run.profile.clip, str)
     torch.manual_seed(run.seed)
-    model = checkpoints.pretrained_clip(run.profile.clip, source)
+    model = checkpoints.pretrained_clip(run.profile.clip, weights)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
-    name = Path(source).name
-    weights.save(run.text_tower, rest, weights=name)
-    weights.save(run.zero_shot, model.visual.state_dict(), weights=name, recipe="none",
-                 parameters=sum(p.numel() for p in model.parameters()), seed=run.seed,
-                 profile=run.profile.name)  # fmt: skip
+    name = Path(weights).name
+    save(run.text_tower, rest, weights=name)
+    save(run.zero_shot, model.visual.state_dict(), weights=name, recipe="none",
+         parameters=sum(p.numel() for p in model.parameters()), seed=run.seed,
+         profile=run.profile.name)  # fmt: skip
 
 
 def head(run: Run, task: str) -> None:
@@ -122,7 +124,7 @@ def head(run: Run, task: str) -> None:
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
-    tower, _ = weights.load(run.text_tower)
+    tower, _ = load(run.text_tower)
     model, tokenize = clip.text_model(run.profile.clip, tower, prompts)
     with bar(None, f"head of {task}", total=len(prompts)) as progress:
 
@@ -131,7 +133,7 @@ def head(run: Run, task: str) -> None:
             return tokenize(texts)
 
         rows = clip.zero_shot_head(model.to(session.device), watched, prompted)
-    weights.save(run.head(task), {"head": rows}, task=task)
+    save(run.head(task), {"head": rows}, task=task)
 
 
 def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:

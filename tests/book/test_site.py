@@ -92,7 +92,7 @@ def nameless_images(soups: dict[Path, BeautifulSoup]) -> Iterator[str]:
                 yield f"{page.name}: {image.get('src')}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def soups(book_html):
     return parsed(book_html)
 

@@ -2,6 +2,7 @@ import nbformat
 import pytest
 
 from experiment import pages
+from experiment.run import Run
 
 HEADER = """---
 jupytext:
@@ -32,12 +33,16 @@ def notebook(tmp_path):
     return write
 
 
-def run(source, target, parameters=None, **options):
-    failures = target.parent / "failed"
-    pages.execute(source, target, parameters or {}, failures=failures, **options)
+@pytest.fixture
+def run(tmp_path):
+    def page(source, target, parameters=None, **options):
+        given = [(name, str(value)) for name, value in (parameters or {}).items()]
+        pages.page(Run.of("smoke", root=tmp_path), source, target, parameters=given, **options)
+
+    return page
 
 
-def test_page_carries_title_parameters_and_outputs_and_is_byte_stable(notebook, tmp_path):
+def test_page_carries_title_parameters_and_outputs_and_is_byte_stable(notebook, run, tmp_path):
     source = notebook("import os\nprint(size, os.path.basename(os.getcwd()))")
     for name in ("one", "two"):
         run(source, tmp_path / name / "p.ipynb", {"size": 5}, title="µA + µB")
@@ -50,25 +55,25 @@ def test_page_carries_title_parameters_and_outputs_and_is_byte_stable(notebook, 
     assert "remove-input" in injected.metadata.tags and "size = 5" in injected.source
 
 
-def test_failing_notebook_never_reaches_the_book(notebook, tmp_path):
+def test_failing_notebook_never_reaches_the_book(notebook, run, tmp_path):
     target = tmp_path / "p.ipynb"
     run(notebook("print(1)"), target)
     good = target.read_bytes()
     with pytest.raises(RuntimeError, match=r"ZeroDivisionError.*\nThe traceback is in .*p\.txt"):
         run(notebook("1 / (size - 2)"), target)
     assert target.read_bytes() == good
-    assert "1 / (size - 2)" in (tmp_path / "failed" / "p.txt").read_text(encoding="utf-8")
-    assert (tmp_path / "failed" / "p.ipynb").exists()
+    assert "1 / (size - 2)" in (tmp_path / "artifacts/smoke/failed" / "p.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "artifacts/smoke/failed" / "p.ipynb").exists()
     run(notebook("print(1)"), target)
-    assert not (tmp_path / "failed" / "p.txt").exists()
+    assert not (tmp_path / "artifacts/smoke/failed" / "p.txt").exists()
 
 
-def test_warning_in_a_page_is_a_failure(notebook, tmp_path):
+def test_warning_in_a_page_is_a_failure(notebook, run, tmp_path):
     with pytest.raises(RuntimeError, match="careful"):
         run(notebook("import warnings\nwarnings.warn('careful')"), tmp_path / "p.ipynb")
     assert not (tmp_path / "p.ipynb").exists()
 
 
-def test_unknown_parameter_is_refused(notebook, tmp_path):
+def test_unknown_parameter_is_refused(notebook, run, tmp_path):
     with pytest.raises(ValueError, match="has no parameter 'sise'; it takes size"):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})

@@ -21,7 +21,8 @@ from project import copy_project, git, make
 from safetensors.torch import save_file
 
 from experiment import clip, gallery, pixels, replay, results, session, training, weights
-from experiment.__main__ import main, step
+from experiment.__main__ import find as step
+from experiment.__main__ import main
 from experiment.profiles import PATCHING, PROFILES, SUPPORTED
 from experiment.real import checkpoints, datasets
 from experiment.run import Run

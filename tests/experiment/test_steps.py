@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from experiment import clip, gallery, replay, results, weights
-from experiment.__main__ import main, step
+from experiment.__main__ import find as step
+from experiment.__main__ import main
 from experiment.profiles import ALPHAS, PROFILES
 from experiment.run import Run
 from experiment.session import Session

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import network
+from small import network
 from torch import nn
 
 from paintlib import WeightPath

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import batches, network
+from small import batches, network
 from torch import nn
 
 from paintlib import PairObjective, Score, TaskLoss, WeightPath, normaliser
