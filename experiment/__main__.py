@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
         given = {name: value for name, value in options.items() if value is not None}
-        find(command)(run, *positional, **given)
+        call = find(command)
+        try:
+            inspect.signature(call).bind(run, *positional, **given)
+        except TypeError as error:
+            raise ValueError(f"{command}: {error}; {COMMANDS[command][1]}") from error
+        call(run, *positional, **given)
     except KeyboardInterrupt:
         print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -292,7 +292,7 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
-    status = "Commit, versions and times are on the page [Status](../status.md)"
+    status = "Commit, versions and times are on the page [Status](../status.html)"
     return Markdown(f"{warning}*The run behind {len(pairs)} pairs: {line}. {status}.*")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from experiment import cost
-from experiment.real import datasets as paper
+from experiment.profiles import ALPHAS, PATCHING, SUPPORTED
 
 
 def test_flops_are_those_of_the_written_out_architecture():
@@ -18,15 +18,8 @@ def test_flops_are_those_of_the_written_out_architecture():
     assert (per.image_parameters, per.parameters) == (87_849_216, 151_277_313)
 
 
-def test_validation_is_a_tenth_of_train_and_at_most_5000():
-    assert cost.DATA_SETS["DTD"].validation == 376
-    assert cost.DATA_SETS["SVHN"].validation == 5000
-    assert cost.DATA_SETS["ImageNet"].prompts == 80_000
-
-
 def test_data_sets_are_those_of_the_profile():
-    assert {name: data.classes for name, data in cost.DATA_SETS.items()} == paper.CLASSES
-    assert tuple(cost.DATA_SETS) == paper.SUPPORTED + paper.PATCHING
+    assert tuple(cost.DATA_SETS) == SUPPORTED + PATCHING
 
 
 def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
@@ -35,23 +28,21 @@ def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
 
 
 def test_steps_of_one_pair_are_counted_by_hand():
-    work = cost.steps(["STL10"], ["DTD"], iterations=10, batch_size=4, alphas=3, fresh=1.5)
-    assert list(work) == ["decode", "head", "finetune", "baseline", "curves", "pair"]
+    work = cost.steps(["STL10"], ["DTD"], fresh=1.5, answers=2)
+    assert list(work) == ["decode", "head", "finetune", "baseline", "solve"]
     assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
     assert work["head"] == cost.Work(2, prompts=20 + 376)
-    assert work["finetune"] == cost.Work(1, training=40)
+    assert work["finetune"] == cost.Work(1, training=2000 * 128)
     assert work["baseline"] == cost.Work(1, forward=500 + 8000, training=500)
-    repaired = 376 + 1880  # at the zero-shot weights, besides two alphas and the far end
-    forward = 2 * (500 + 376) + 8000 + 1880 + repaired
-    assert work["curves"] == cost.Work(1, forward=forward)
-    assert work["pair"] == cost.Work(1, forward=1314 + 2 * 9880)
+    repaired = 376 + 1880  # at the zero-shot weights, besides all other alphas and the far end
+    forward = (len(ALPHAS) - 1) * (500 + 376) + 8000 + 1880 + repaired
+    assert work["solve"] == cost.Work(1, forward=forward + 1314 + 2 * 9880)
 
 
 def test_jobs_are_those_of_the_workflow():
     names = list(cost.DATA_SETS)
-    jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:]).items()}
-    once = {"decode": 13, "head": 13, "baseline": 4}
-    assert jobs == once | {"finetune": 9, "curves": 9, "pair": 36}
+    jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:], fresh=0).items()}
+    assert jobs == {"decode": 13, "head": 13, "baseline": 4, "finetune": 9, "solve": 9}
 
 
 def test_hours_add_up_and_fall_with_the_rate():

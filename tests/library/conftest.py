@@ -1,8 +1,13 @@
 import pytest
 import torch
+from hypothesis import settings
 from small import batches, network
 
 from paintlib import PairObjective, TaskLoss, WeightPath
+
+# the same examples everywhere and each time: a red test means a change
+settings.register_profile("library", derandomize=True, deadline=None)
+settings.load_profile("library")
 
 
 @pytest.fixture

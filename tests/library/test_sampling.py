@@ -1,176 +1,192 @@
 """Sampling errors: of a loss, of alpha*, of a difference; against formulas and a bootstrap."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from experiment import results
-from paintlib import solver
-from paintlib.losses import NORMALISATIONS, Score
+from paintlib import PairObjective, Store, sampling, solver
+from paintlib.normalisation import NORMALISATIONS
+from paintlib.objective import ImageScores
 
 IMAGES = (400, 300)
-ALPHAS = np.linspace(0.0, 1.0, 21).round(12)
+ALPHAS = np.array(PairObjective.samples)
 
 
 class Drawn:
-    """Two tasks whose images have parabolas of their own: a PairObjective without a model."""
+    """Two tasks whose images have parabolas of their own, (alpha - place)^2 scaled."""
 
-    def __init__(self, build, normalisation="zero_shot", seed=0):
-        generator = np.random.default_rng(seed)
+    def __init__(self, shift=0.0, copies=1):
+        generator = np.random.default_rng(0)
         self.shape = [
-            (generator.normal(place, 0.25, n), generator.gamma(4.0, 0.25, n) + 0.2)
+            (np.tile(generator.normal(place, 0.25, n), copies) + shift,
+             np.tile(generator.gamma(4.0, 0.25, n) + 0.2, copies))
             for n, place in zip(IMAGES, (0.25, 0.8), strict=True)
-        ]
-        every = {float(a): self.at(a) for a in ALPHAS}
-        scores = {a: tuple(Score(float(r.mean()), 0.5, len(r)) for r in rows)
-                  for a, rows in every.items()}  # fmt: skip
-        self.objective = build(normalisation, scores=scores, losses=every)
+        ]  # fmt: skip
 
     def at(self, alpha):
         return tuple(0.1 + scale * (alpha - place) ** 2 for place, scale in self.shape)
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
-def test_contributions_of_images_average_to_the_normalised_loss(pair, kind):
-    objective = Drawn(pair, kind).objective
-    for alpha in (0.0, 0.35, 1.0):
-        rows = objective.per_image(alpha)
-        assert [len(row) for row in rows] == list(IMAGES)
-        assert [row.mean() for row in rows] == pytest.approx(objective(alpha), abs=1e-12)
+@pytest.fixture
+def build(tmp_path):
+    """Return the objective of drawn images, which can be evaluated anywhere."""
+    files = (tmp_path / f"{i}.npz" for i in range(100))
+
+    def objective(kind="zero_shot", drawn=None, at=None):
+        at = at or (drawn or Drawn()).at
+
+        def evaluate(alpha, names):
+            rows = at(alpha)
+            return [ImageScores(rows[int(n)], np.ones(len(rows[int(n)]), bool)) for n in names]
+
+        return PairObjective.replay(Store(next(files)), "01", [4, 4], kind, evaluate=evaluate)
+
+    return objective
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
-def test_standard_errors_agree_with_a_bootstrap(pair, kind):
-    drawn = Drawn(pair, kind)
-    solution = solver.grid(drawn.objective, step=0.05)
+def resampled(drawn, kind, alpha, draws=600):
+    """Return the spread of alpha* and of the sum at `alpha`, by a bootstrap in plain steps."""
     generator = np.random.default_rng(1)
-    dense = np.linspace(0.0, 1.0, 2001)
-    found = []
-    for _ in range(600):
-        total = np.zeros_like(dense)
-        sampled = 0.0
-        for i, n in enumerate(IMAGES):
-            rows = generator.integers(0, n, n)
-            curve = np.array([drawn.objective.losses[float(a)][i][rows].mean() for a in ALPHAS])
+    dense, found = np.linspace(0.0, 1.0, 2001), []
+    losses = np.array([[*drawn.at(a)[0], *drawn.at(a)[1]] for a in ALPHAS])
+    for _ in range(draws):
+        total, there, begin = np.zeros_like(dense), 0.0, 0
+        for n in IMAGES:
+            curve = losses[:, begin + generator.integers(0, n, n)].mean(1)
             offset, unit = {
                 "zero_shot": (0.0, curve[0]), "log_classes": (0.0, math.log(4)),
                 "minmax": (curve.min(), np.ptp(curve)), "none": (0.0, 1.0),
             }[kind]  # fmt: skip
             total += (CubicSpline(ALPHAS, curve)(dense) - offset) / unit
-            sampled += (curve[ALPHAS.tolist().index(solution.alpha)] - offset) / unit
-        found.append((dense[total.argmin()], sampled))
-    spread = np.std(found, axis=0)
-    assert solution.stderr.alpha == pytest.approx(spread[0], rel=0.25)
-    assert solution.stderr.value == pytest.approx(spread[1], rel=0.25)
+            there += (curve[ALPHAS.tolist().index(alpha)] - offset) / unit
+            begin += n
+        found.append((dense[total.argmin()], there))
+    return np.std(found, axis=0)
 
 
-def test_standard_error_does_not_depend_on_which_solver_sampled(pair):
-    drawn = Drawn(pair)
-
-    class Anywhere:
-        """The same objective where a solver may ask for any alpha."""
-
-        def per_image(self, alpha):
-            zero = drawn.at(0.0)
-            values = [row.mean() / z.mean() for row, z in zip(drawn.at(alpha), zero, strict=True)]
-            return tuple(
-                (row - value * (z - z.mean())) / z.mean()
-                for row, value, z in zip(drawn.at(alpha), values, zero, strict=True)
-            )
-
-        def __call__(self, alpha):
-            return tuple(row.mean() for row in self.per_image(alpha))
-
-    expected = solver.grid(drawn.objective).stderr
-    for solve in (solver.quintic, solver.brent, solver.grid):
-        assert solve(Anywhere()).stderr == pytest.approx(expected, rel=0.05), solve
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_contributions_of_images_average_to_the_normalised_loss(build, kind):
+    objective = build(kind)
+    for alpha in (0.0, 0.35, 1.0):
+        expected = objective(alpha)
+        rows = sampling.contributions(objective, alpha)
+        assert [len(row) for row in rows] == list(IMAGES)
+        assert [row.mean() for row in rows] == pytest.approx(expected, abs=1e-12)
 
 
-def test_samples_that_all_but_coincide_do_no_harm(pair):
-    drawn = Drawn(pair)
-    expected = solver.grid(drawn.objective).stderr
-    best = solver.grid(drawn.objective).alpha
-    noise = np.random.default_rng(3)
-    twin = best + 1e-7
-    rows = [row + 1e-7 * noise.standard_normal(len(row)) for row in drawn.at(twin)]  # float32
-    drawn.objective.losses[twin] = tuple(rows)
-    drawn.objective.scores[twin] = tuple(Score(float(r.mean()), 0.5, len(r)) for r in rows)
-    samples = [
-        solver.Evaluation(a, sum(drawn.objective(a)), drawn.objective(a))
-        for a in sorted({*ALPHAS.tolist(), twin})
-    ]
-    found = solver.standard_error(drawn.objective, samples)
-    assert found.alpha == pytest.approx(expected.alpha, rel=1e-3)
-    assert found.value == pytest.approx(expected.value, rel=1e-3)
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_standard_errors_agree_with_a_bootstrap(build, kind):
+    drawn = Drawn()
+    objective = build(kind, drawn)
+    solution = solver.grid(objective, step=0.05)
+    error = sampling.standard_error(objective, solution)
+    assert error == pytest.approx(resampled(drawn, kind, solution.alpha), rel=0.25)
+    assert error == sampling.standard_error(objective, solution.trace)
 
 
-def test_standard_error_shrinks_with_the_root_of_the_images(pair):
-    drawn = Drawn(pair)
-    whole = solver.grid(drawn.objective).stderr
-    for alpha, rows in drawn.objective.losses.items():
-        drawn.objective.losses[alpha] = tuple(np.tile(row, 4) for row in rows)
-    fourfold = solver.grid(drawn.objective).stderr
+@pytest.mark.parametrize("kind", ["zero_shot", "minmax"])
+def test_bootstrap_agrees_with_one_in_plain_steps(build, kind):
+    drawn = Drawn()
+    losses = [np.stack([drawn.at(a)[i] for a in ALPHAS]) for i in range(2)]
+    found = sampling.bootstrap(ALPHAS, losses, [4, 4], kind)
+    objective = build(kind, drawn)
+    expected = sampling.standard_error(objective, solver.grid(objective))
+    assert found == pytest.approx(expected, rel=0.25)
+    assert found.alpha == pytest.approx(resampled(drawn, kind, 0.5)[0], rel=0.2)
+    assert found == sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=0)
+    other = sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=1)
+    assert other != found and other == pytest.approx(found, rel=0.25)
+
+
+def test_bootstrap_of_equal_images_has_no_spread():
+    losses = [np.repeat(0.1 + (ALPHAS[:, None] - place) ** 2, 9, axis=1) for place in (0.2, 0.7)]
+    found = sampling.bootstrap(ALPHAS, losses, [2, 2], "none", draws=20)
+    assert found == pytest.approx((0.0, 0.0), abs=1e-12)
+
+
+def test_standard_error_does_not_depend_on_which_solver_sampled(build):
+    objective = build()
+    expected = sampling.standard_error(objective, solver.grid(objective))
+    for solve in (solver.quintic, solver.log_quintic, solver.brent):
+        found = sampling.standard_error(objective, solve(objective))
+        assert found == pytest.approx(expected, rel=0.05), solve
+
+
+def test_samples_that_all_but_coincide_do_no_harm(build):
+    drawn, noise = Drawn(), np.random.default_rng(3)
+    best = solver.grid(build(drawn=drawn))
+    twin = best.alpha + 1e-7
+
+    def at(alpha):
+        rows = drawn.at(alpha)  # float32 rounds losses of images by this much
+        return (
+            [row + 1e-7 * noise.standard_normal(len(row)) for row in rows]
+            if alpha == twin
+            else rows
+        )
+
+    objective = build(at=at)
+    expected = sampling.standard_error(objective, solver.grid(objective))
+    parts = objective(twin)
+    samples = [*best.trace, solver.Evaluation(twin, sum(parts), parts)]
+    found = sampling.standard_error(objective, samples)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_standard_error_shrinks_with_the_root_of_the_images(build):
+    one, four = build(), build(drawn=Drawn(copies=4))
+    whole = sampling.standard_error(one, solver.grid(one))
+    fourfold = sampling.standard_error(four, solver.grid(four))
     assert fourfold == pytest.approx([error / 2 for error in whole], rel=1e-9)
 
 
-def test_difference_of_two_alphas_is_measured_on_the_same_images(pair):
-    objective = Drawn(pair).objective
-    value, error = objective.difference(0.5, 0.55)
-    assert value == pytest.approx(sum(objective(0.5)) - sum(objective(0.55)), abs=1e-12)
-    apart = solver.grid(objective).stderr.value
+def test_difference_of_two_alphas_is_measured_on_the_same_images(build):
+    objective = build()
+    expected = sum(objective(0.5)) - sum(objective(0.55))
+    value, error = sampling.difference(objective, 0.5, 0.55)
+    assert value == pytest.approx(expected, abs=1e-12)
+    apart = sampling.standard_error(objective, solver.grid(objective)).value
     assert 0 < error < 0.5 * apart
-    assert objective.difference(0.5, 0.5) == (0.0, 0.0)
+    assert sampling.difference(objective, 0.5, 0.5) == (0.0, 0.0)
 
 
-def test_errors_are_absent_where_single_images_are_unknown(pair):
-    assert solver.quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).stderr is None
-    drawn = Drawn(pair)
-    del drawn.objective.losses[0.0]  # the scale of zero_shot
-    assert drawn.objective.per_image(0.5) is None
-    assert drawn.objective.difference(0.5, 0.6) is None
-    assert solver.grid(drawn.objective).stderr is None
+def test_difference_has_the_error_of_its_images(build):
+    objective = build("none")
+    objective(0.2), objective(0.8)
+    rows = [a - b for a, b in zip(Drawn().at(0.2), Drawn().at(0.8), strict=True)]
+    expected = math.sqrt(sum(row.var() / len(row) for row in rows))
+    value, error = sampling.difference(objective, 0.2, 0.8)
+    assert (value, error) == pytest.approx((sum(row.mean() for row in rows), expected), rel=1e-12)
 
 
-def test_an_end_has_an_error_of_its_value_only(pair):
-    drawn = Drawn(pair)
-    for alpha in drawn.objective.losses:
-        rows = drawn.at(alpha - 1.0)  # falls up to the end
-        drawn.objective.losses[alpha] = rows
-        drawn.objective.scores[alpha] = tuple(Score(float(r.mean()), 0.5, len(r)) for r in rows)
-    solution = solver.grid(drawn.objective)
+def test_nothing_is_evaluated_for_a_sampling_error(build):
+    objective = build()
+    objective(0.6)
+    assert sampling.contributions(objective, 0.5) is None
+    assert sampling.difference(objective, 0.5, 0.6) is None
+    assert sampling.difference(objective, 0.6, 0.5) is None
+    elsewhere = solver.grid(build())
+    assert sampling.standard_error(objective, elsewhere) is None
+    assert objective.evaluated == [0.0, 0.6]
+
+
+def test_an_end_or_two_known_samples_give_an_error_of_the_value_only(build):
+    objective = build(drawn=Drawn(shift=1.0))  # falls up to the end
+    solution = solver.grid(objective)
+    error = sampling.standard_error(objective, solution)
     assert solution.status is solver.Status.AT_END
-    assert math.isnan(solution.stderr.alpha) and solution.stderr.value > 0
-    assert solution.record()["stderr"][0] is None
+    assert math.isnan(error.alpha) and error.value > 0
+    objective = build()
+    objective(0.5)
+    error = sampling.standard_error(objective, solver.grid(build()))
+    assert error is None or math.isnan(error.alpha)
 
 
-def test_fresh_evaluations_know_their_images_and_count_forward_passes(pair):
+def test_fresh_evaluations_of_a_model_know_their_images(pair):
     objective = pair()
-    assert objective.forwards == 60  # the scale needs alpha = 0
-    solution = solver.quintic(objective)
-    assert objective.forwards == 60 * (solution.evaluations)
-    assert solution.stderr.value > 0
-    assert all(len(row) == 30 for row in objective.per_image(solution.alpha))
-
-
-@pytest.fixture(scope="module")
-def micro():
-    return results.read_pairs(Path(__file__).resolve().parent.parent / "results" / "micro")
-
-
-def test_standard_errors_of_the_micro_pairs_agree_with_their_bootstrap(micro):
-    for record in micro:
-        alpha, value = record["solutions"]["quintic"]["stderr"]
-        name = record["supported"], record["patching"]
-        assert alpha == pytest.approx(record["sampling"]["bootstrap_alpha"], rel=0.25), name
-        assert value == pytest.approx(record["sampling"]["bootstrap_value"], rel=0.25), name
-
-
-def test_micro_pairs_are_solved_economically(micro):
-    paid = [record["solutions"]["quintic"]["evaluations"] for record in micro]
-    assert np.mean(paid) <= 4 and max(paid) <= 6
-    for record in micro:
-        found = record["solutions"]
-        assert found["quintic"]["value"] <= found["exhaustive"]["value"] * (1 + 1e-6)
+    solution = solver.log_quintic(objective)
+    assert sampling.standard_error(objective, solution).value > 0
+    rows = sampling.contributions(objective, solution.alpha)
+    assert all(len(row) == 30 for row in rows)

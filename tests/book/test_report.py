@@ -3,7 +3,11 @@
 import copy
 import io
 import math
+import re
+import subprocess
+import sys
 import urllib.parse
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -12,9 +16,10 @@ import pandas as pd
 import pytest
 
 from experiment import report
-from paintlib.losses import NORMALISATIONS
+from paintlib.normalisation import NORMALISATIONS
 
 matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -23,6 +28,7 @@ def pair():
     supported, patching = np.exp(alphas**2 - 1), 2 * np.exp(-2 * alphas)
     total = supported / supported[0] + patching / patching[0]
     best = {"alpha": float(alphas[total.argmin()]), "value": float(total.min())}
+    lower = {"alpha": best["alpha"] + 0.01, "value": 0.99 * best["value"]}
 
     def task(loss):
         score = [0.5] * 21
@@ -34,11 +40,21 @@ def pair():
         "normalisation": "zero_shot",
         "curves": {"alphas": alphas.tolist(), "supported": task(supported),
                    "patching": task(patching)},
-        "solutions": {"exhaustive": best, "quintic": best}, "test": {"quintic": score},
-        "provenance": {"profile": "micro", "seed": 0, "commit": "abc", "device": "cpu", "limit": 0,
-                       "weights": "made here", "finetuned": "own",
-                       "versions": {"torch": "2"}, "wall_seconds": 1.5},
+        "solutions": {"grid": best, "quintic": lower, "log_quintic": best},
+        "test": {"quintic": score},
+        "run": {"profile": "micro", "seed": 0, "limit": 0, "weights": "made here",
+                "finetuned": "own"},
     }  # fmt: skip
+
+
+def test_pages_import_no_torch():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.md")]
+    own = r"^from (?:experiment|paintlib)[\w.]* import .+$|^import (?:experiment|paintlib).*$"
+    imports = {line for text in texts for line in re.findall(own, text, flags=re.M)}
+    assert len(imports) > 15
+    code = "\n".join([*sorted(imports), "import sys", "print('torch' in sys.modules)"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_normalised_is_one_at_zero_shot_and_exact_at_samples(pair):
@@ -74,12 +90,20 @@ def test_figures_have_the_same_bytes_twice(pair):
 
 
 def test_draw_curves_shows_answers_only_under_their_own_normalisation(pair):
-    for kind, lines in ((None, 5), ("zero_shot", 5), ("minmax", 3)):
+    for kind, lines in ((None, 6), ("zero_shot", 6), ("minmax", 3)):
         fig, ax = plt.subplots()
         report.draw_curves(ax, pair, kind)
         assert len(ax.lines) == lines
         assert ax.get_xlabel() and ax.get_ylabel()
         plt.close(fig)
+
+
+def test_gain_is_the_part_of_the_grid_s_sum_that_is_saved(pair):
+    assert report.gain(pair) == pytest.approx(0.01)
+    assert report.gain(pair, "log_quintic") == 0
+    for found in pair["solutions"].values():
+        found["value"] = 0.0  # as minmax can have it
+    assert report.gain(pair) == 0
 
 
 def test_every_normalisation_names_its_axis():
@@ -124,6 +148,7 @@ def test_drawn_holds_every_point_in_data_units_and_the_caption_offers_it():
 def test_colours_differ_in_lightness_or_hue():
     assert len(set(report.COLOURS.values())) == len(report.COLOURS)
     assert set(report.ROLES) | set(report.MARKERS) < set(report.COLOURS)
+    assert list(report.MARKERS) == list(report.SOLVERS)
 
 
 def test_correlation_matches_a_line_and_refuses_two_points():
@@ -165,19 +190,20 @@ def test_answer_names_the_profile(pair):
 
 def test_answer_says_when_no_number_means_anything(pair):
     dry, random = copy.deepcopy(pair), copy.deepcopy(pair)
-    dry["provenance"] |= {"profile": "paper", "limit": 4}
-    random["provenance"] |= {"profile": "paper", "weights": "random"}
-    assert "dry run" in report.answer([dry], "Yes.").data
-    assert "random weights, so no number" in report.answer([random], "Yes.").data
-    assert "no number" not in report.answer([dry | {"provenance": pair["provenance"]}], "").data[:40]
+    dry["run"] |= {"profile": "paper", "limit": 4}
+    random["run"] |= {"profile": "paper", "weights": "random"}
+    for means_nothing in (dry, random):
+        assert "no number here means anything" in report.answer([means_nothing], "Yes.").data
+    assert "means anything" not in report.answer([dry | {"run": pair["run"]}], "Yes.").data
 
 
-def test_provenance_footer_warns_where_pairs_disagree_and_never_shows_time(pair):
+def test_provenance_footer_names_the_run_and_warns_where_pairs_disagree(pair):
     other = copy.deepcopy(pair)
-    other["provenance"] |= {"commit": "def", "wall_seconds": 9.5}
-    assert "disagree" not in report.provenance_footer([pair, pair]).data
+    other["run"] |= {"seed": 7}
+    text = report.provenance_footer([pair, pair]).data
+    assert "disagree" not in text and "weights made here" in text and "../status.html" in text
     text = report.provenance_footer([pair, other]).data
-    assert "disagree in commit" in text and "abc | def" in text and "9.5" not in text
+    assert "disagree in seed" in text and "seed 0 | 7" in text
 
 
 def luminance(colour: str) -> float:
@@ -205,5 +231,9 @@ def test_matrix_links_stars_and_leaves_missing_pairs_empty(pair):
 
 @pytest.mark.parametrize(("difference", "apart"), [(1.95, False), (1.97, True), (-1.97, True)])
 def test_told_apart_is_two_sided_at_five_per_cent(pair, difference, apart):
-    pair["sampling"] = {"difference": difference, "difference_stderr": 1.0}
-    assert report.told_apart(pair) is apart
+    other = {"difference": 0.0, "stderr": 0.0}  # where the grid's own alpha is returned
+    pair["sampling"] = {
+        "quintic": {"difference": difference, "stderr": 1.0},
+        "log_quintic": other,
+    }
+    assert report.told_apart(pair) is apart and not report.told_apart(pair, "log_quintic")
