@@ -275,8 +275,7 @@ class Contest:
         samples = [0.0, 0.5, 1.0]
         while True:
             minima = {
-                s: fit_parts(self._known(samples, s)).minimum(0.0, 1.0)
-                for s in self.supported
+                s: fit_parts(self._known(samples, s)).minimum(0.0, 1.0) for s in self.supported
             }
             if len(samples) == SHARED + 2:
                 return minima

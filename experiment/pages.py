@@ -19,6 +19,7 @@ from experiment import myst
 from experiment.run import Run
 from paintlib.files import replacing
 
+
 def page(
     run: Run,
     source: Path | str,
@@ -90,8 +91,15 @@ def page(
 
 
 def assemble(run: Run, prose: Path = Path("book")) -> None:
-    """Copy the prose of the book beside the executed pages of a run, and say whose book it is."""
+    """Copy the prose of the book beside the executed pages of a run, and say whose book it is.
+
+    The figure of the claims becomes `headline.svg` of the run's results, which the prose shows.
+    """
     target, name = run.book, run.name
+    cells = nbformat.read(target / "results/claims.ipynb", as_version=4).cells
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    with replacing(run.results / "headline.svg") as part:
+        part.write_text(next(d["image/svg+xml"] for d in data if "image/svg+xml" in d), "utf-8")
     pairs = {f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching}
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files

@@ -44,19 +44,11 @@ class Standard(NamedTuple):
 
 @dataclass(frozen=True)
 class SmallClip:
-    """A CLIP that a run pre-trains itself.
-
-    Attributes:
-        embed_dim: width of CLIP's joint embedding.
-        vision: fields of `open_clip.CLIPVisionCfg`.
-        text: fields of `open_clip.CLIPTextCfg` but the vocabulary size.
-        captioned_images: size of the pre-training set.
-        recipe: recipe of the pre-training.
-    """
+    """A CLIP that a run pre-trains itself; towers as fields of open_clip's configurations."""
 
     embed_dim: int
     vision: Mapping[str, Any]
-    text: Mapping[str, Any]
+    text: Mapping[str, Any]  # but the vocabulary size
     captioned_images: int
     recipe: Recipe
 
@@ -65,24 +57,13 @@ class SmallClip:
 class Profile:
     """One size of the experiment.
 
-    Attributes:
-        name: `smoke`, `micro` or `paper`.
-        purpose: one line for people.
-        supported: tasks whose quality is to be kept.
-        patching: tasks to be fixed, each paired with every supported one.
-        clip: the model: one to pre-train on captioned pictures, or the name of an architecture of
-            open_clip, whose weights are public and whose tasks are the real data sets.
-        pixels: what the image tower reads.
-        finetuning: recipe of each fine-tuning.
-        train: images to fine-tune on, per task; None for all.
-        validation: images on which alpha is chosen, per task; None for all.
-        test: images on which results are reported, per task; None for all.
-        batch_size: images per forward pass when scoring.
-        limit: images a split of a dry run; 0 for the experiment itself.
+    `clip` is a model to pre-train, or the name of an architecture of open_clip, whose weights are
+    public and whose tasks are the real data sets. `train`, `validation` and `test` are images per
+    task, None for all; alpha is chosen on validation images, results are reported on test images.
     """
 
     name: str
-    purpose: str
+    purpose: str  # one line for people
     supported: tuple[str, ...]
     patching: tuple[str, ...]
     clip: SmallClip | str
@@ -91,8 +72,8 @@ class Profile:
     train: int | None = None
     validation: int | None = None
     test: int | None = None
-    batch_size: int = 100
-    limit: int = 0
+    batch_size: int = 100  # images per forward pass when scoring
+    limit: int = 0  # images a split of a dry run; 0 for the experiment itself
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from experiment.profiles import Profile, get
 
 @dataclass(frozen=True)
 class Run:
-    """One profile at one seed. A property that ends in no verb is a file or a folder of it.
+    """One profile at one seed; a property without a docstring is the file or folder of that name.
 
-    `experiment.steps` writes these files, all of them below `folder` but for the cache.
+    All files are below `folder` but the cache of decoded images, which all runs share.
 
     Attributes:
         profile: what is run.
@@ -34,7 +34,7 @@ class Run:
         cls,
         profile: str,
         seed: int = 0,
-        root: Path | str = "",
+        root: Path = Path(),
         *,
         limit: int = 0,
         tasks: str = "",
@@ -42,13 +42,7 @@ class Run:
     ) -> Run:
         """Return the run of a profile's name.
 
-        Args:
-            profile: `smoke`, `micro` or `paper`.
-            seed: counts from 0.
-            root: the folder of the project.
-            limit: images a split of a dry run; 0 for none.
-            tasks: names separated by commas; all of the profile by default.
-            finetuned: `own`, `hub` or a folder, see `Run.finetuned`.
+        `limit` makes a dry run of so many images a split; `tasks` are names with commas between.
 
         Raises:
             ValueError: the profile or a task is unknown, the seed negative, or an option does not
@@ -65,7 +59,7 @@ class Run:
                 f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
                 "public ones exist for the profile paper"
             )
-        return cls(chosen, seed, Path(root), finetuned)
+        return cls(chosen, seed, root, finetuned)
 
     @property
     def source(self) -> str:
@@ -75,76 +69,10 @@ class Run:
     @property
     def name(self) -> str:
         """Return the run's folder name, `micro` or `paper-hub-limit4-seed1` for instance."""
-        choices = (
-            (self.source, self.source != "own"),
-            (f"limit{self.profile.limit}", self.profile.limit),
-            (f"seed{self.seed}", self.seed),
-        )
-        return "-".join([self.profile.name, *(text for text, given in choices if given)])
-
-    @property
-    def folder(self) -> Path:
-        return self.root / "artifacts" / self.name
-
-    @property
-    def results(self) -> Path:
-        """The numbers behind every page; a page of the run's book finds them as one of `book/`."""
-        return self.folder / "results" / self.name
-
-    @property
-    def book(self) -> Path:
-        return self.folder / "book"
-
-    @property
-    def cache(self) -> Path:
-        """Decoded images, which all runs share."""
-        return self.root / "artifacts" / "cache"
-
-    def images(self, task: str) -> Path:
-        """The splits of a task: twins themselves, or where real ones are cached."""
-        kind = "json" if self.profile.real else "safetensors"
-        return self.folder / "tasks" / f"{self._task(task)}.{kind}"
-
-    def source_of(self, task: str) -> Path:
-        """What changes when a real data set is not the one that was decoded."""
-        return self.folder / "tasks" / f"{self._task(task)}.source"
-
-    @property
-    def captioned(self) -> Path:
-        """The captioned images that a small CLIP is pre-trained on."""
-        return self.folder / "captioned.safetensors"
-
-    @property
-    def zero_shot(self) -> Path:
-        """The image tower before patching."""
-        return self.folder / "zero_shot.safetensors"
-
-    @property
-    def text_tower(self) -> Path:
-        """The rest of a public CLIP."""
-        return self.folder / "text_tower.safetensors"
-
-    def head(self, task: str) -> Path:
-        """The zero-shot head of a task."""
-        return self.folder / "heads" / f"{self._task(task)}.safetensors"
-
-    def fine_tuned(self, patching: str) -> Path:
-        return self.folder / "fine_tuned" / f"{self._task(patching)}.safetensors"
-
-    def baseline(self, task: str) -> Path:
-        """A supported task's losses and gradient at the zero-shot weights."""
-        return self.folder / "baseline" / f"{self._task(task)}.safetensors"
-
-    def evaluations(self, patching: str) -> Path:
-        """All evaluations along the path to a task's fine-tuned weights, a `paintlib.Store`."""
-        return self.results / "evaluations" / f"{self._task(patching)}.npz"
-
-    def predictions(self, patching: str) -> Path:
-        """What the shown images are taken for along the path to a task."""
-        return self.results / "predictions" / f"{self._task(patching)}.json"
-
-    def pair(self, supported: str, patching: str) -> Path:
-        return self.results / "pairs" / f"{supported}-{patching}.json"
+        parts = [self.profile.name]
+        parts += [self.source] if self.source != "own" else []
+        parts += [f"limit{self.profile.limit}"] if self.profile.limit else []
+        return "-".join(parts + ([f"seed{self.seed}"] if self.seed else []))
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -157,10 +85,65 @@ class Run:
             "finetuned": self.source,
         }
 
-    def _task(self, task: str) -> str:
+    @property
+    def folder(self) -> Path:
+        return self.root / "artifacts" / self.name
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "artifacts" / "cache"
+
+    @property
+    def results(self) -> Path:
+        """Where a page of the run's book finds them as one of the project's `book/` does."""
+        return self.folder / "results" / self.name
+
+    @property
+    def book(self) -> Path:
+        return self.folder / "book"
+
+    def images(self, task: str) -> Path:
+        """The splits of a task: twins themselves, or where real ones are cached."""
+        return self._file("tasks", task, "json" if self.profile.real else "safetensors")
+
+    def source_of(self, task: str) -> Path:
+        """What changes when a real data set is not the one that was decoded."""
+        return self._file("tasks", task, "source")
+
+    @property
+    def captioned(self) -> Path:
+        return self.folder / "captioned.safetensors"
+
+    @property
+    def zero_shot(self) -> Path:
+        return self.folder / "zero_shot.safetensors"
+
+    @property
+    def text_tower(self) -> Path:
+        return self.folder / "text_tower.safetensors"
+
+    def head(self, task: str) -> Path:
+        return self._file("heads", task, "safetensors")
+
+    def fine_tuned(self, patching: str) -> Path:
+        return self._file("fine_tuned", patching, "safetensors")
+
+    def baseline(self, task: str) -> Path:
+        return self._file("baseline", task, "safetensors")
+
+    def evaluations(self, patching: str) -> Path:
+        return self._file(f"results/{self.name}/evaluations", patching, "npz")
+
+    def predictions(self, patching: str) -> Path:
+        return self._file(f"results/{self.name}/predictions", patching, "json")
+
+    def pair(self, supported: str, patching: str) -> Path:
+        return self.results / "pairs" / f"{supported}-{patching}.json"
+
+    def _file(self, kind: str, task: str, suffix: str) -> Path:
         if task not in self.profile.tasks:
             raise ValueError(
                 f"the profile {self.profile.name!r} has no task {task!r}; "
                 f"choose one of {', '.join(self.profile.tasks)}"
             )
-        return task
+        return self.folder / kind / f"{task}.{suffix}"

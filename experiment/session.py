@@ -22,12 +22,7 @@ from paintlib.losses import TaskLoss
 
 
 class Session:
-    """One process that computes with the model of a run.
-
-    Args:
-        run: the run.
-        threads: how many the process uses: fixed, because sums depend on them.
-    """
+    """One process that computes with the model of a run, on a fixed number of threads."""
 
     def __init__(self, run: Run, threads: int = 1) -> None:
         self.run = run
@@ -43,11 +38,7 @@ class Session:
         return self._claim[0]
 
     def split(self, task: str, split: str) -> Split:
-        """Return one split of a task.
-
-        Raises:
-            ValueError: the task or the split is unknown, or the file is damaged.
-        """
+        """Return the images and labels of a task."""
         run = self.run
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -73,14 +64,7 @@ class Session:
         return weights.metadata(self.run.images(task))["digest"]
 
     def tower(self, *, empty: bool = False) -> nn.Module:
-        """Return the image tower in evaluation mode, with the zero-shot weights.
-
-        Args:
-            empty: leave the weights without meaning, for a path to write into.
-
-        Raises:
-            ValueError: the weights are damaged, or of another architecture.
-        """
+        """Return the image tower with the zero-shot weights, or for a path to write into."""
         run = self.run
         if isinstance(run.profile.clip, str):
             visual = clip.empty_image_tower(run.profile.clip).to(self.device)
@@ -104,11 +88,7 @@ class Session:
         return weights.load(self.run.head(task))[0]["head"].to(self.device)
 
     def path(self, patching: str) -> WeightPath:
-        """Return the path from the zero-shot weights to those fine-tuned on a task.
-
-        Raises:
-            ValueError: a file is damaged, or the fine-tuning started from other weights.
-        """
+        """Return the path from the zero-shot weights to those fine-tuned on a task."""
         start, parent = weights.load(self.run.zero_shot)
         end, child = weights.load(self.run.fine_tuned(patching))
         if child["parent"] != parent["digest"]:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SPLITS", "Split", "SplitName", "Task"]
-
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -22,11 +20,7 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 class Task:
     """A zero-shot classification task: class names and the prompts they are put into.
 
-    Attributes:
-        name: Name of the data set, "CIFAR10".
-        classnames: One human-readable name a class; the index is the label.
-        templates: Prompts with exactly one `{}`, which takes the class name.
-        label: Name for display; "µCIFAR10" for a micro twin.
+    The index of a name is its label on disk; `label` is the task's name on pages, "µCIFAR10".
 
     Raises:
         ValueError: If a template does not hold exactly one `{}`, or class names repeat.
@@ -57,15 +51,8 @@ class Task:
 
 
 class Split(NamedTuple):
-    """Images of one split.
+    """Images of one split; sizes where they were squashed to squares."""
 
-    Attributes:
-        images: uint8, shape (n, 3, height, width).
-        labels: int64, shape (n,).
-        sizes: int32, shape (n, 2): width and height of each picture before it was squashed to a
-            square; None where pictures were not squashed.
-    """
-
-    images: Tensor
-    labels: Tensor
-    sizes: Tensor | None = None
+    images: Tensor  # uint8 (n, 3, height, width)
+    labels: Tensor  # int64 (n,)
+    sizes: Tensor | None = None  # int32 (n, 2): width and height of each picture before

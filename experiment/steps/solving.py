@@ -65,7 +65,8 @@ def solve(run: Run, patching: str) -> None:
                     path.set_(visual, alpha)
                     tests[alpha, task] = held_out[task].score()
         record["test"] = {
-            name: {"alpha": alpha} | {
+            name: {"alpha": alpha}
+            | {
                 role: {"loss": tests[alpha, task].loss, "accuracy": tests[alpha, task].accuracy}
                 for role, task in zip(ROLES, pair, strict=True)
             }
@@ -135,8 +136,13 @@ def solve_pair(
         },
         "sampling": {
             **{
-                name: dict(zip(("difference", "stderr"), sampling.difference(
-                    objective, answers[name].alpha, grid.alpha), strict=True))
+                name: dict(
+                    zip(
+                        ("difference", "stderr"),
+                        sampling.difference(objective, answers[name].alpha, grid.alpha),
+                        strict=True,
+                    )
+                )
                 for name in ("quintic", "log_quintic")
             },
             "stderr": {

@@ -9,8 +9,8 @@ import torch
 from fontTools.ttLib import TTFont
 from torch import Tensor
 
-from experiment.twins import micro
 from experiment.tasks import Split, Task
+from experiment.twins import micro
 from experiment.twins.canvas import COLOURS
 from experiment.twins.figures import OBJECTS
 from experiment.twins.micro import (

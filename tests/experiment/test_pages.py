@@ -62,7 +62,9 @@ def test_failing_notebook_never_reaches_the_book(notebook, run, tmp_path):
     with pytest.raises(RuntimeError, match=r"ZeroDivisionError.*\nThe traceback is in .*p\.txt"):
         run(notebook("1 / (size - 2)"), target)
     assert target.read_bytes() == good
-    assert "1 / (size - 2)" in (tmp_path / "artifacts/smoke/failed" / "p.txt").read_text(encoding="utf-8")
+    assert "1 / (size - 2)" in (tmp_path / "artifacts/smoke/failed" / "p.txt").read_text(
+        encoding="utf-8"
+    )
     assert (tmp_path / "artifacts/smoke/failed" / "p.ipynb").exists()
     run(notebook("print(1)"), target)
     assert not (tmp_path / "artifacts/smoke/failed" / "p.txt").exists()

@@ -27,7 +27,7 @@ RECORD = {
     "sampling": {
         "quintic": {"difference": -0.01, "stderr": 0.02},
         "log_quintic": {"difference": -0.01, "stderr": 0.02},
-        "stderr": dict.fromkeys(SOLVERS, [None, 0.01]),
+        "stderr": {key: [None, 0.01] for key in SOLVERS},
         "bootstrap": {"alpha": 0.0, "value": 0.01, "draws": 500},
     },
     "test": dict.fromkeys(("zero_shot", *SOLVERS, "fine_tuned"), POINT),

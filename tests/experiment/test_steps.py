@@ -1,13 +1,10 @@
 import base64
 import dataclasses
 import io
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +163,7 @@ def test_alpha_that_is_not_stored_is_evaluated_where_the_weights_are(tiny, tmp_p
 
 
 def test_steps_are_repeatable_to_the_bit(tiny, tmp_path):
-    again = go(Run(tiny.profile, 0, tmp_path))
+    go(Run(tiny.profile, 0, tmp_path))
     for file in (tiny.zero_shot, tiny.head("MNIST"), tiny.fine_tuned("MNIST")):
         # the order of the header is free, so the digests are compared
         assert weights.load(file)[1] == weights.load(tmp_path / file.relative_to(tiny.root))[1]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiment import clip as module
-from experiment import training, weights
+from experiment import training
 from experiment.profiles import Recipe, Standard
 from experiment.tasks import Split
 

@@ -10,6 +10,15 @@ settings.register_profile("library", derandomize=True, deadline=None)
 settings.load_profile("library")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Keep tiny networks from waiting for each other's threads where tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def pair():
     """A pair in float64: path, model and the objective of two small tasks."""
