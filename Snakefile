@@ -1,5 +1,5 @@
 # One rule a step, from images to the built book. `make book` calls it; a cluster calls it directly:
-# snakemake --executor slurm --config profile=paper data=FOLDER ...
+# snakemake book --executor slurm --config profile=paper data=FOLDER ...
 import os
 import re
 import subprocess
@@ -14,18 +14,12 @@ from experiment.locks import claim_folder
 from experiment.run import Run
 
 SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned".split()}
-run = Run.of(
-    config.get("profile", "micro"),
-    int(config.get("seed", 0)),
-    limit=int(SETTINGS["limit"] or 0),
-    tasks=SETTINGS["tasks"],
-    finetuned=SETTINGS["finetuned"],
-)
 DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or "")
+run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)), limit=int(SETTINGS["limit"] or 0),
+             tasks=SETTINGS["tasks"], finetuned=SETTINGS["finetuned"])
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
-SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair"}
-SUMMARIES -= {"twins"} if REAL else set()
+SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
 
 GPU = int(REAL)  # of each step that computes with the model
 # MB; measured peaks of the steps on a CPU, rounded up: of ViT-B/32, and of anything smaller
@@ -43,9 +37,7 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
     if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
         sys.exit(1)
 
-graph = grimp.build_graph(
-    "experiment", "paintlib", exclude_type_checking_imports=True, cache_dir=None
-)
+graph = grimp.build_graph("experiment", "paintlib", exclude_type_checking_imports=True, cache_dir=None)
 
 def code(*modules):
     """Return the files of some modules and of all that they import: what a step is made of."""
@@ -58,25 +50,24 @@ def step(name):
 
 def page(notebook):
     """Return a notebook and the files of what it imports."""
-    text = Path(notebook).read_text(encoding="utf-8")
-    found = {"experiment.pages"}
+    found, text = {"experiment.pages"}, Path(notebook).read_text(encoding="utf-8")
     for package, names in re.findall(r"^from ((?:experiment|paintlib)[\w.]*) import (.+)$", text, re.M):
         found |= {package, *(f"{package}.{name.split()[0]}" for name in names.split(", "))}
     return [notebook, *code(*(found & graph.modules))]
 
 def given_weights(patching):
-    folder = Path(run.finetuned)
-    return [str(f) for s in ("safetensors", "pt") if (f := folder / f"{patching}.{s}").is_file()][:1]
+    files = [Path(run.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
+    return [str(file) for file in files if file.is_file()][:1]
 
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.head(task)) for task in TASKS]
 DESCRIBED = [f"{R}/run.json", f"{R}/pictures/tasks.json"]
 SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
-SOLVED += expand(f"{R}/evaluations/{{p}}.npz", p=PATCHING)
-SOLVED += expand(f"{R}/predictions/{{p}}.json", p=PATCHING)
+SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
 PAGES = expand(f"{BOOK}/pairs/{{s}}-{{p}}.ipynb", s=SUPPORTED, p=PATCHING)
 PAGES += expand(f"{BOOK}/results/{{summary}}.ipynb", summary=sorted(SUMMARIES))
-PROSE = [f for f in Path("book").rglob("*") if f.is_file() and f.parts[1] not in ("_build", "pairs", "results")]
+PROSE = [f for f in Path("book").rglob("*") if f.parts[1] not in ("_build", "pairs", "results")]
+PROSE = [str(f) for f in PROSE if f.is_file() and "__pycache__" not in f.parts]
 
 wildcard_constraints:
     task="|".join(TASKS),
@@ -85,14 +76,9 @@ wildcard_constraints:
     summary="|".join(SUMMARIES),
 
 rule book:
-    input:
-        PAGES,
-        f"{R}/provenance.json",
-        [str(file) for file in PROSE if "__pycache__" not in file.parts],
-    output:
-        f"{BOOK}/_build/html/index.html",
-    params:
-        build=Path(sys.executable).with_name("jupyter-book"),
+    input: PAGES, f"{R}/provenance.json", PROSE
+    output: f"{BOOK}/_build/html/index.html"
+    params: build=Path(sys.executable).with_name("jupyter-book")
     shell:
         "{STEP} assemble {RUN} && rm -f {output} && "
         "{params.build} build {BOOK} --all -W -n --keep-going -q && "
@@ -151,11 +137,8 @@ rule describe:
 
 rule finetune:
     input:
-        step("finetune"),
-        f"{A}/zero_shot.safetensors",
-        f"{A}/heads/{{patching}}.safetensors",
-        lambda w: run.images(w.patching),
-        lambda w: given_weights(w.patching),
+        step("finetune"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{patching}}.safetensors",
+        lambda w: [run.images(w.patching), *given_weights(w.patching)],
     output: f"{A}/fine_tuned/{{patching}}.safetensors"
     benchmark: f"{A}/benchmarks/finetune.{{patching}}.tsv"
     resources: gpu=GPU, mem_mb=MEMORY.get("finetune", SMALL)
@@ -163,9 +146,7 @@ rule finetune:
 
 rule baseline:
     input:
-        step("baseline"),
-        f"{A}/zero_shot.safetensors",
-        f"{A}/heads/{{supported}}.safetensors",
+        step("baseline"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{supported}}.safetensors",
         lambda w: run.images(w.supported),
     output: f"{A}/baseline/{{supported}}.safetensors"
     benchmark: f"{A}/benchmarks/baseline.{{supported}}.tsv"
@@ -175,49 +156,31 @@ rule baseline:
 
 rule solve:
     input:
-        step("solve"),
-        "experiment/pair.schema.json",
-        f"{A}/fine_tuned/{{patching}}.safetensors",
-        [run.baseline(task) for task in SUPPORTED],
+        step("solve"), "experiment/pair.schema.json",
+        f"{A}/fine_tuned/{{patching}}.safetensors", [run.baseline(task) for task in SUPPORTED],
     output:
         expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
-        f"{R}/evaluations/{{patching}}.npz",
-        f"{R}/predictions/{{patching}}.json",
+        f"{R}/evaluations/{{patching}}.npz", f"{R}/predictions/{{patching}}.json",
     params: supported=",".join(SUPPORTED)
     benchmark: f"{A}/benchmarks/solve.{{patching}}.tsv"
     resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
     shell: "{STEP} solve {RUN} {wildcards.patching}"
 
-rule reference:  # for maintainers: the committed results and pages, from this run
-    input: f"{BOOK}/_build/html/index.html", expand(f"{A}/complete/{{p}}.npz", p=PATCHING)
-    shell: "{STEP} reference {RUN}"
-
-rule complete:
-    input: f"{R}/evaluations/{{patching}}.npz"
-    output: f"{A}/complete/{{patching}}.npz"
-    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
-    shell: "{STEP} complete {RUN} {wildcards.patching}"
-
 rule pair:
     input:
-        page("notebooks/pair.md"),
-        f"{R}/run.json",
-        f"{R}/pairs/{{supported}}-{{patching}}.json",
-        f"{R}/evaluations/{{patching}}.npz",
+        page("notebooks/pair.md"), f"{R}/run.json",
+        f"{R}/pairs/{{supported}}-{{patching}}.json", f"{R}/evaluations/{{patching}}.npz",
     output: f"{BOOK}/pairs/{{supported}}-{{patching}}.ipynb"
     params: title=lambda w: f"{run.profile.label(w.supported)} + {run.profile.label(w.patching)}"
     benchmark: f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
     shell:
-        "{STEP} page {RUN} notebooks/pair.md {output} --title '{params.title}' "
-        "{RESULTS} -p supported {wildcards.supported} -p patching {wildcards.patching}"
+        "{STEP} page {RUN} notebooks/pair.md {output} --title '{params.title}' {RESULTS} "
+        "-p supported {wildcards.supported} -p patching {wildcards.patching}"
 
 rule summary:
     input:
-        lambda w: page(f"notebooks/{w.summary}.md"),
-        DESCRIBED,
-        SOLVED,
-        Path("results/bench").glob("*.json"),
-        Path("book/published").glob("*"),
+        lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
+        Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
         lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else [],
     output: f"{BOOK}/results/{{summary}}.ipynb"
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
@@ -227,3 +190,13 @@ rule provenance:
     input: PAGES, SOLVED
     output: f"{R}/provenance.json"
     shell: "{STEP} provenance {RUN}"
+
+rule complete:  # every normalisation, for the reference
+    input: f"{R}/evaluations/{{patching}}.npz"
+    output: f"{A}/complete/{{patching}}.npz"
+    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    shell: "{STEP} complete {RUN} {wildcards.patching}"
+
+rule reference:  # for maintainers: the committed results and pages, from this run
+    input: f"{BOOK}/_build/html/index.html", expand(f"{A}/complete/{{p}}.npz", p=PATCHING)
+    shell: "{STEP} reference {RUN}"

@@ -105,13 +105,13 @@ class Profile:
             )
         if not images:
             return self
-        few = {
+        few: dict[str, Any] = {
             "steps": min(self.finetuning.steps, images),
             "batch_size": min(self.finetuning.batch_size, images),
             "warmup_steps": min(self.finetuning.warmup_steps, 1),
         }
         recipe = replace(self.finetuning, **few)
-        splits = dict.fromkeys(("train", "validation", "test"), images)
+        splits: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), images)
         return replace(self, finetuning=recipe, limit=images, **splits)
 
     def only(self, tasks: Sequence[str]) -> Profile:

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import torch
 from small import network
 from torch import nn
 
-from paintlib import WeightPath
+from paintlib import WeightPath, interpolation
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -76,6 +78,51 @@ def test_length_is_the_norm_of_the_difference():
     assert WeightPath(a, b).length == pytest.approx(squares**0.5, rel=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 100, 10_000])
+def test_length_is_summed_in_float64_by_chunks(monkeypatch, chunk):
+    path = WeightPath({"w": torch.zeros(100)}, {"w": torch.full((100,), 1e-4)})
+    monkeypatch.setattr(interpolation, "CHUNK", chunk)
+    step = float(torch.tensor(1e-4))
+    assert path.length == pytest.approx(10 * step, rel=1e-14)
+
+
+def test_digests_tell_weights_names_and_shapes_apart():
+    state = {"b": torch.arange(6.0), "a": torch.ones(2), "steps": torch.tensor(3)}
+    end = {name: tensor + 1 for name, tensor in state.items()}
+    first, last = WeightPath(state, end).digests
+    assert re.fullmatch("[0-9a-f]{64}", first) and first != last
+    assert WeightPath(dict(reversed(state.items())), end).digests == (first, last)
+    assert WeightPath(end, state).digests == (last, first)
+    others = [
+        {**state, "a": torch.tensor([1.0, 1.0 + 2**-23])},
+        {**state, "b": torch.arange(6.0).view(2, 3)},
+        {**state, "steps": torch.tensor(4)},
+        {"b": torch.arange(6.0), "c": torch.ones(2), "steps": torch.tensor(3)},
+        {name: tensor.double() for name, tensor in state.items()},
+    ]
+    assert len({first, *(WeightPath(other, other).digests[0] for other in others)}) == 6
+
+
+def test_flat_vectors_and_tensors_are_two_views_of_the_same():
+    path = WeightPath(network(1), network(2))
+    tensors = path.unflatten(path.start)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        name: tuple(t.shape) for name, t in network(1).state_dict().items()
+    }
+    assert torch.equal(path.flatten(tensors), path.start)
+    partial = path.unflatten(path.flatten({"0.bias": tensors["0.bias"], "3.bias": None}))
+    assert torch.equal(partial["0.bias"], tensors["0.bias"])
+    assert not any(t.any() for name, t in partial.items() if name != "0.bias")
+
+
+def test_path_moves_to_a_device_in_place():
+    path = WeightPath(network(1), network(2))
+    assert path.to("meta") is path
+    assert path.start.device.type == path.end.device.type == "meta"
+    with pytest.raises(ValueError, match=r"on cpu, the path is torch.float32 on meta; convert"):
+        path.set_(network(3), 0.5)
+
+
 def test_half_precision_is_interpolated_in_float32():
     path = WeightPath(network(1, torch.float16), network(2, torch.float16))
     assert path.start.dtype == torch.float32
@@ -103,6 +150,12 @@ def test_mismatch_names_the_first_differing_tensor():
         other = network(2)
         other[3] = nn.Linear(8, 5)
         WeightPath(network(1), other)
+    with pytest.raises(
+        ValueError, match=r"1 tensors differ, .* \(2,\) of floats .* \(2,\) of integers"
+    ):
+        WeightPath({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="no floating point tensor"):
+        WeightPath({"a": torch.tensor(1)}, {"a": torch.tensor(2)})
     with pytest.raises(ValueError, match="on one side only, first: '0.bias'"):
         WeightPath(network(1), network(2)).set_(nn.Sequential(nn.Linear(6, 8, bias=False)), 0.5)
 

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from paintlib import metrics
 from paintlib.metrics import (
     backward_transfer,
     forgetting,
+    gain,
     gradient_similarity,
     quasiconvexity_violation,
 )
@@ -32,8 +34,63 @@ def test_gradient_similarity_agrees_between_numpy_and_torch():
     a, b = torch.randn(2, 1000, generator=generator)
     expected = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
     assert gradient_similarity(a, b.requires_grad_()) == pytest.approx(expected, rel=1e-12)
-    assert gradient_similarity(a.numpy(), b.detach().numpy()) == gradient_similarity(a, b)
+    numbers = gradient_similarity(a.numpy(), b.detach().numpy())
+    assert numbers == pytest.approx(expected, rel=1e-12)
     assert gradient_similarity(a.bfloat16(), b) == pytest.approx(expected, abs=1e-2)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says no when more than a number leaves the device, and notes large copies."""
+
+    largest = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        leaves = {"cpu", "numpy", "tolist", "__array__", "to", "item", "__float__", "__bool__"}
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            size = args[0].numel() if args and isinstance(args[0], torch.Tensor) else 0
+            if size > 1 and function.__name__ in leaves:
+                raise AssertionError(f"{function.__name__} of {size} numbers")
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+                OnDevice.largest = max(OnDevice.largest, result.numel())
+        return result
+
+
+def test_gradient_similarity_leaves_tensors_on_their_device(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 64)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1000, generator=generator)
+    expected = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+    OnDevice.largest = 0
+    found = gradient_similarity(a.as_subclass(OnDevice), b.as_subclass(OnDevice))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert 0 < OnDevice.largest <= 64
+    with pytest.raises(AssertionError, match="cpu of 1000 numbers"):
+        a.as_subclass(OnDevice).cpu()
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 129])
+def test_gradient_similarity_sums_all_chunks(monkeypatch, size):
+    monkeypatch.setattr(metrics, "CHUNK", 64)
+    a, b = np.random.default_rng(0).normal(size=(2, size))
+    expected = a @ b / np.sqrt((a @ a) * (b @ b))
+    assert gradient_similarity(a, b) == pytest.approx(expected, rel=1e-12)
+    assert gradient_similarity(torch.tensor(a), torch.tensor(b)) == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("place", [0, 70, 99])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradient_similarity_names_a_bad_number_of_a_tensor(bad, place):
+    vector = torch.ones(100)
+    vector[place] = bad
+    message = f"gradient has 1 numbers that are not finite, first: {bad} at index {place}"
+    with pytest.raises(ValueError, match=message):
+        gradient_similarity(torch.ones(100), vector)
+    with pytest.raises(ValueError, match=r"displacement has shape \(2, 2\); flatten"):
+        gradient_similarity(torch.ones(2, 2), torch.ones(4))
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e200])
@@ -93,13 +150,14 @@ def test_backward_transfer_limit_is_similarity_times_gradient_norm():
 @pytest.mark.parametrize(
     ("alphas", "losses", "length", "slope", "message"),
     [
-        ([0.1, 1.0], [1.0, 1.0], 1.0, None, "must start at 0"),
+        ([0.1, 1.0], [1.0, 1.0], 1.0, None, "must ascend from 0"),
         ([0.0, 2.0], [1.0, 1.0], 1.0, None, "end by 1"),
-        ([0.0, 0.5, 0.5], [1.0] * 3, 1.0, None, "ascend"),
-        ([0.0], [1.0], 1.0, None, "at least one more"),
+        ([0.0, 0.5, 0.5], [1.0] * 3, 1.0, None, "must ascend"),
+        ([0.0], [1.0], 1.0, None, "1 alphas and 1 losses; pass pairs, two or more"),
         ([0.0, 1.0], [1.0], 1.0, None, "2 alphas and 1 losses"),
         ([0.0, 1.0], [1.0, np.inf], 1.0, None, "losses has 1 numbers that are not finite"),
         ([0.0, 1.0], [1.0, 1.0], 0.0, None, "length is 0.0"),
+        ([0.0, 1.0], [1.0, 1.0], np.inf, None, "length is inf"),
         ([0.0, 1.0], [1.0, 1.0], 1.0, np.nan, "slope_at_zero is nan"),
     ],
 )
@@ -122,11 +180,18 @@ def test_forgetting_has_the_sign_of_the_harm():
         ((0.0, 1.0), (0.1, 1.0), "zero-shot loss is 0"),
         ((0.5, 75.0), (0.5, 0.5), "zero-shot accuracy is 75.0; expected a fraction"),
         ((0.5, 0.5), (np.nan, 0.5), "patched loss is nan"),
+        ((0.5, 0.5), (np.inf, 0.5), "patched loss is inf"),
+        ((-0.5, 0.5), (0.5, 0.5), "zero-shot loss is -0.5"),
+        ((0.5, 0.5), (0.5, -0.1), "patched accuracy is -0.1"),
     ],
 )
 def test_forgetting_refuses(zero_shot, patched, message):
     with pytest.raises(ValueError, match=message):
         forgetting(zero_shot, patched)
+
+
+def test_gain_is_a_fraction_of_the_reference():
+    assert (gain(1.5, 2.0), gain(2.0, 2.0), gain(3.0, 2.0)) == (0.25, 0.0, -0.5)
 
 
 @given(curves)
