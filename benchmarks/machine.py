@@ -9,10 +9,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from experiment.steps.describing import processor
 
 
 def timed(call: Callable[[], object], kind: str = "cpu") -> float:
@@ -66,9 +67,4 @@ def slug(kind: str) -> str:
 
 def name(kind: str) -> str:
     """Return the name of the GPU or the processor."""
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    return named[1].strip() if named else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if kind == "cuda" else processor()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import platform
+import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,26 +61,19 @@ def provenance(run: Run) -> None:
     real_gpu = run.profile.real and torch.cuda.is_available()
     content = {
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if real_gpu else _processor(),
+        "device": torch.cuda.get_device_name() if real_gpu else processor(),
         "versions": versions,
         "seconds": seconds,
     }
     results.write_json(run.results / "provenance.json", content)
 
 
-def _processor() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            return stream.readlines()
-    except OSError:  # not Linux
-        return []
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

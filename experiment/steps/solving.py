@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from experiment.session import Session
 from paintlib import metrics, sampling, solver
 from paintlib.files import replacing
 from paintlib.interpolation import WeightPath
+from paintlib.losses import TaskLoss
 from paintlib.normalisation import NORMALISATIONS
 from paintlib.objective import ImageScores, PairObjective, Score
 from paintlib.store import Store
 
 NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
 DRAWS = 500  # of the bootstrap
-ROLES = ("supported", "patching")
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
 
@@ -36,15 +36,12 @@ def solve(run: Run, patching: str) -> None:
     """Write the pairs of one patching task, their evaluations, and the predictions on pictures.
 
     Each alpha is kept as soon as it is evaluated, so that a killed step goes on from there.
-
-    Raises:
-        ValueError: a file is damaged, or was made from other weights.
     """
     session = Session(run)
     tasks = (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)
     store = _open_store(session, patching)
-    tests, slopes = _take_baselines(run, path, store)
+    tests, gradients = _take_baselines(run, path, store)
     validation = session.losses(visual, tasks, "validation")
     for alpha in bar(ALPHAS, f"curves to {patching}"):
         if missing := [task for task in tasks if store.get(alpha, task) is None]:
@@ -52,29 +49,21 @@ def solve(run: Run, patching: str) -> None:
             store.put(alpha, {task: validation[task].evaluate() for task in missing})
     gallery.write_predictions(session, visual, path, patching)
     held_out = session.losses(visual, tasks, "test")
-    for supported in bar(run.profile.supported, f"pairs of {patching}"):
-        pair = (supported, patching)
-        classes = [len(session.head(task)) for task in pair]
-        losses = [validation[task] for task in pair]
+    for pair, classes, losses in _pairs(session, validation, patching):
         objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
-        record = solve_pair(objective, classes, path.length, slopes[supported])
+        record = solve_pair(objective, classes, path.length, gradients[pair[0]])
         answers = {name: found["alpha"] for name, found in record["solutions"].items()}
-        for alpha in {0.0, 1.0, *answers.values()}:
-            for task in pair:
-                if (alpha, task) not in tests:
-                    path.set_(visual, alpha)
-                    tests[alpha, task] = held_out[task].score()
+        points = {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}
+        for alpha, task in ((alpha, task) for alpha in points.values() for task in pair):
+            if (alpha, task) not in tests:
+                path.set_(visual, alpha)
+                tests[alpha, task] = held_out[task].score()
         record["test"] = {
-            name: {"alpha": alpha}
-            | {
-                role: {"loss": tests[alpha, task].loss, "accuracy": tests[alpha, task].accuracy}
-                for role, task in zip(ROLES, pair, strict=True)
-            }
-            for name, alpha in {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}.items()
+            name: {"alpha": alpha, **_by_role([_plain(tests[alpha, task]) for task in pair])}
+            for name, alpha in points.items()
         }
-        labels = {role: run.profile.label(task) for role, task in zip(ROLES, pair, strict=True)}
-        whose = {"schema": 2, "supported": supported, "patching": patching, "labels": labels}
-        results.write_pair(run.pair(*pair), {**whose, "run": run.choices, **record})
+        whose = _by_role(pair) | {"labels": _by_role([run.profile.label(task) for task in pair])}
+        results.write_pair(run.pair(*pair), {"schema": 2, **whose, "run": run.choices, **record})
     _publish(store, run.evaluations(patching))
 
 
@@ -83,45 +72,42 @@ def solve_pair(
 ) -> dict[str, Any]:
     """Return what a pair's results file says of its validation images.
 
-    Args:
-        objective: of a supported and a patching task, the curves of which are known.
-        classes: number of classes of each.
-        length: 2-norm of w_zs - w_ft.
-        gradient: `norm`, `similarity` and `slope` of the supported loss at the zero-shot weights.
+    `length` is the 2-norm of w_zs - w_ft; `gradient` holds `norm`, `similarity` and `slope` of the
+    supported loss at the zero-shot weights.
     """
     grid = solver.grid(objective, step=0.05)
-    ends = [sample for sample in grid.trace if sample.alpha in (0.0, 1.0)]  # shared by all methods
+    ends = [grid.trace[0], grid.trace[-1]]  # shared by all methods
     answers = {
         "grid": grid,
         "quintic": solver.quintic(objective, known=grid.trace),
         "log_quintic": solver.log_quintic(objective, known=ends),
     }
     paid = {name: found.evaluations for name, found in answers.items()}
-    paid["grid"] = len(grid.trace) - 2
+    paid["grid"] = len(grid.trace) - len(ends)
     paid["quintic"] += paid["grid"]
-    errors = {name: sampling.standard_error(objective, answers[name]) for name in answers}
+    errors = {name: sampling.standard_error(objective, found) for name, found in answers.items()}
+    against = {name: (answers[name].alpha, grid.alpha) for name in ("quintic", "log_quintic")}
+    differences = {name: sampling.difference(objective, *two) for name, two in against.items()}
     curves = [[objective.images(alpha)[i] for alpha in ALPHAS] for i in (0, 1)]
-    means = [[images.score for images in curve] for curve in curves]
-    losses = [np.stack([images.losses for images in curve]) for curve in curves]
-    spread = sampling.bootstrap(ALPHAS, losses, classes, objective.normalisation, draws=DRAWS)
+    images = [np.stack([row.losses for row in curve]) for curve in curves]
+    spread = sampling.bootstrap(ALPHAS, images, classes, objective.normalisation, draws=DRAWS)
+    means = [[row.score for row in curve] for curve in curves]
     parts = [objective(alpha) for alpha in ALPHAS]
-    columns = {"sum": [math.fsum(p) for p in parts]}
-    columns |= {role: [p[i] for p in parts] for i, role in enumerate(ROLES)}
+    columns = {"sum": [math.fsum(p) for p in parts], **_by_role(list(zip(*parts, strict=True)))}
     first = [score.loss for score in means[0]]
-    transfer = metrics.backward_transfer(ALPHAS, first, length, gradient["slope"])
     return {
         "normalisation": objective.normalisation,
         "curves": {
             "alphas": list(ALPHAS),
-            **{
-                role: {
+            **_by_role([
+                {
                     "classes": count,
                     "images": scores[0].images,
                     "loss": [score.loss for score in scores],
                     "accuracy": [score.accuracy for score in scores],
                 }
-                for role, count, scores in zip(ROLES, classes, means, strict=True)
-            },
+                for count, scores in zip(classes, means, strict=True)
+            ]),
         },
         "solutions": {
             name: {
@@ -136,32 +122,29 @@ def solve_pair(
         },
         "sampling": {
             **{
-                name: dict(
-                    zip(
-                        ("difference", "stderr"),
-                        sampling.difference(objective, answers[name].alpha, grid.alpha),
-                        strict=True,
-                    )
-                )
-                for name in ("quintic", "log_quintic")
+                name: {"difference": found[0], "stderr": found[1]}
+                for name, found in differences.items()
+                if found is not None  # never: all images were evaluated here
             },
             "stderr": {
                 name: error and [x if math.isfinite(x) else None for x in error]
                 for name, error in errors.items()
             },
-            "bootstrap": {"alpha": spread[0], "value": spread[1], "draws": DRAWS},
+            "bootstrap": {**spread._asdict(), "draws": DRAWS},
         },
         "metrics": {
             "length": length,
             "gradient_norm": gradient["norm"],
             "gradient_similarity": gradient["similarity"],
-            "backward_transfer": transfer._asdict(),
+            "backward_transfer": metrics.backward_transfer(
+                ALPHAS, first, length, gradient["slope"]
+            )._asdict(),
             "forgetting": metrics.forgetting(means[0][0], means[0][-1])._asdict(),
             "quasiconvexity_violation": {
                 name: metrics.quasiconvexity_violation(values) for name, values in columns.items()
             },
         },
-    }
+    }  # fmt: skip
 
 
 def complete(run: Run, patching: str) -> None:
@@ -172,17 +155,30 @@ def complete(run: Run, patching: str) -> None:
     session = Session(run)
     visual, path = session.tower(empty=True), session.path(patching)
     store = _open_store(session, patching)
-    losses = session.losses(visual, (*run.profile.supported, patching), "validation")
-    for supported in bar(run.profile.supported, f"all normalisations, {patching}"):
-        pair = (supported, patching)
-        classes = [len(session.head(task)) for task in pair]
-        tasks = [losses[task] for task in pair]
+    tasks = session.losses(visual, (*run.profile.supported, patching), "validation")
+    for pair, classes, losses in _pairs(session, tasks, patching):
         for kind in NORMALISATIONS:
-            objective = PairObjective(path, tasks, classes, kind, names=pair, store=store)
+            objective = PairObjective(path, losses, classes, kind, names=pair, store=store)
             grid = solver.grid(objective, step=0.05)
             solver.quintic(objective, known=grid.trace)
             solver.log_quintic(objective, known=[grid.trace[0], grid.trace[-1]])
     _publish(store, run.folder / "complete" / f"{patching}.npz")
+
+
+def _pairs(
+    session: Session, tasks: Mapping[str, TaskLoss], patching: str
+) -> Iterator[tuple[tuple[str, str], list[int], list[TaskLoss]]]:
+    for supported in bar(session.run.profile.supported, f"pairs of {patching}"):
+        pair = (supported, patching)
+        yield pair, [len(session.head(task)) for task in pair], [tasks[task] for task in pair]
+
+
+def _by_role(both: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("supported", "patching"), both, strict=True))
+
+
+def _plain(score: Score) -> dict[str, float]:
+    return {"loss": score.loss, "accuracy": score.accuracy}
 
 
 def _open_store(session: Session, patching: str) -> Store:
@@ -200,14 +196,10 @@ def _publish(store: Store, target: Path) -> None:
 def _take_baselines(
     run: Run, path: WeightPath, store: Store
 ) -> tuple[Scores, dict[str, dict[str, float]]]:
-    """Put the supported tasks' losses at the common start into `store`.
-
-    Returns:
-        Their scores on test images there, and the norm, similarity and slope of their gradients.
-    """
+    """Put the supported tasks' losses at the common start into `store`; return the rest."""
     tests: Scores = {}
     gradients = {}
-    displacement = path.start.double() - path.end.double()
+    displacement = path.start.double().sub_(path.end)
     parent = weights.metadata(run.zero_shot)["digest"]
     for task in run.profile.supported:
         tensors, known = weights.load(run.baseline(task))
@@ -220,10 +212,9 @@ def _take_baselines(
         store.put(0.0, {task: scores})
         tests[0.0, task] = Score(*json.loads(known["test"]))
         parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
-        gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()}).double()
-        gradients[task] = {
-            "norm": float(torch.linalg.vector_norm(gradient)),
-            "similarity": metrics.gradient_similarity(displacement, gradient),
-            "slope": float(-(gradient @ displacement)),
-        }
+        gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()})
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        similarity = metrics.gradient_similarity(displacement, gradient)
+        slope = -similarity * norm * path.length  # <gradient, w_ft - w_zs>
+        gradients[task] = {"norm": norm, "similarity": similarity, "slope": slope}
     return tests, gradients
