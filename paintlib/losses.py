@@ -43,7 +43,9 @@ class TaskLoss:
         losses, correct = [], []
         with torch.inference_mode():
             for logits, labels in self._forward():
-                losses.append(F.cross_entropy(logits.double(), labels, reduction="none"))
+                each = F.cross_entropy(logits.double(), labels, reduction="none")
+                # the logits have no more digits, and float32 takes half the room in a store
+                losses.append(each.to(torch.promote_types(logits.dtype, torch.float32)).double())
                 correct.append(logits.argmax(1) == labels)
             return ImageScores(torch.cat(losses).cpu().numpy(), torch.cat(correct).cpu().numpy())
 

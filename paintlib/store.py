@@ -113,7 +113,10 @@ class Store:
         for task in self.tasks:
             rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
-                arrays[f"{task}.{name}"] = np.array(column)
+                values = np.array(column)
+                if name == "losses" and (values == values.astype("<f4")).all():
+                    values = values.astype("<f4")  # nothing is lost
+                arrays[f"{task}.{name}"] = values
         with replacing(self.file) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

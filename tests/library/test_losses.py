@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,8 @@ def test_score_sums_in_float64():
             return torch.tensor([[0.0, 1e-4]]).expand(len(x), 2)
 
     data = [(torch.zeros(1000, 1), torch.zeros(1000, dtype=torch.int64))] * 50
-    expected = math.log1p(math.exp(float(torch.tensor(1e-4))))
+    each = math.log1p(math.exp(float(torch.tensor(1e-4))))
+    expected = float(np.float32(each))  # the logits are float32, and so is each loss
     assert TaskLoss(Constant().eval(), data).score().loss == pytest.approx(expected, rel=1e-13)
 
 

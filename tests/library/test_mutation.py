@@ -1,4 +1,4 @@
-"""A test of the tests: a library broken on purpose fails them (`make mutants` breaks it further)."""
+"""A test of the tests: a library broken on purpose fails them. `make mutants` goes further."""
 
 import os
 import shutil
