@@ -2,7 +2,7 @@
 #                 (CORES=2 PROFILE=micro SEED=0)
 #                 PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
 # make plan       what `make book` would do now
-# make test       all tests
+# make test       all tests, and every page of the reference run again by nbval
 # make reference  for maintainers: the committed results and pages, made again from a run
 # make zip        the committed book in one archive that needs no server and no network
 # make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
@@ -18,8 +18,8 @@ BIN := .venv/bin
 # only so many steps run side by side as memory holds, and one on each GPU
 MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)')
 GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
-RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy \
-  --logger rich --quiet host reason --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
+RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
+  $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
   --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
   finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
 
@@ -46,7 +46,8 @@ reference: env
 	@$(BIN)/snakemake reference $(RUN)
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
 
 zip: env
 	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))

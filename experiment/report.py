@@ -8,17 +8,16 @@ from __future__ import annotations
 import html
 import math
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
-from matplotlib.artist import Artist
+from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -51,7 +50,7 @@ PROFILES = {
 
 def use_style(image_format: str = "svg") -> None:
     """Set the look of every figure, with repeatable bytes; for photographs "png" is smaller."""
-    plt.rcParams.update(matplotlib.rcParamsDefault | {"backend": plt.rcParams["backend"]})
+    plt.rcdefaults()
     plt.rcParams.update({
         # a phone shows 5.2 inches on 340 pixels: 11 points are then 10 pixels high
         "figure.figsize": (5.2, 3.6), "figure.dpi": 100, "savefig.bbox": "tight",
@@ -66,8 +65,7 @@ def use_style(image_format: str = "svg") -> None:
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        keep = {"metadata": {"Date": None}} if image_format == "svg" else {}
-        set_matplotlib_formats(image_format, **keep)
+        set_matplotlib_formats(image_format, metadata={"Date": None})
 
 
 def page(pair: Pair) -> str:
@@ -92,13 +90,11 @@ def normalised(
 
     By default as the pair was solved, at the samples; between them `fits.log_spline` interpolates.
     """
-    rows = []
-    for role, scale in zip(ROLES, _scales(pair, kind), strict=True):
-        loss = np.asarray(pair["curves"][role]["loss"])
-        if at is not None:
-            loss = log_spline(pair["curves"]["alphas"], loss)(at)
-        rows.append((loss - scale.offset) / scale.unit)
-    return np.array(rows)
+    losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
+    if at is not None:
+        losses = log_spline(pair["curves"]["alphas"], losses.T)(at).T
+    scales = zip(losses, _scales(pair, kind), strict=True)
+    return np.array([(loss - scale.offset) / scale.unit for loss, scale in scales])
 
 
 def test_sum(pair: Pair, at: str) -> float:
@@ -122,26 +118,24 @@ def told_apart(pair: Pair, solver: str = "quintic") -> bool:
 def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
     """Draw a pair's normalised losses, their sum and, if found under `kind`, the answers."""
     alphas, parts = pair["curves"]["alphas"], normalised(pair, kind)
-    ax.plot(alphas, parts[0], color=COLOURS["supported"], ls="--", label="supported task")
-    ax.plot(alphas, parts[1], color=COLOURS["patching"], ls="-.", label="patching task")
+    for role, style, part in zip(ROLES, ("--", "-."), parts, strict=True):
+        ax.plot(alphas, part, style, color=COLOURS[role], label=f"{role} task")
     ax.plot(alphas, parts.sum(0), color=COLOURS["total"], label="their sum")
-    for solver in MARKERS if (kind or pair["normalisation"]) == pair["normalisation"] else ():
+    for solver, marker in MARKERS.items() if kind in (None, pair["normalisation"]) else ():
         alpha, value = (pair["solutions"][solver][key] for key in ("alpha", "value"))
         size = 5 if solver == "log_quintic" else 9  # where both lie on one point, both are seen
-        ax.plot(alpha, value, MARKERS[solver], color=COLOURS[solver], ms=size, mec="white",
-                ls="none", label=f"{SOLVERS[solver]}: α = {alpha:.3f}")  # fmt: skip
+        ax.plot(alpha, value, marker, color=COLOURS[solver], ms=size, mec="white",
+                label=f"{SOLVERS[solver]}: α = {alpha:.3f}")  # fmt: skip
     ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel=AXES[kind or pair["normalisation"]],
            xlim=(-0.02, 1.02))  # fmt: skip
 
 
-def legend_below(*axes: Axes, columns: int = 2) -> None:
-    """Put one legend for `axes` below their figure, where it hides no data and narrows no axes."""
-    entries: dict[str, Artist] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+def legend_below(ax: Axes, columns: int = 2) -> None:
+    """Put the legend of `ax` below its figure, each label once: it hides no data."""
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
-    axes[0].figure.legend([*entries.values()], [*entries], **place)
+    ax.figure.legend([*once.values()], [*once], **place)
 
 
 def drawn(fig: Figure) -> pd.DataFrame:
@@ -153,38 +147,35 @@ def drawn(fig: Figure) -> pd.DataFrame:
     rows = []
     for number, ax in enumerate(fig.axes, start=1):
         panel = ax.get_title().replace("\n", " ") or str(number)
-        found: list[tuple[ArrayLike, Artist]] = [(line.get_xydata(), line) for line in ax.lines]
-        found += [(b.get_corners()[::2], b) for b in ax.patches if isinstance(b, Rectangle)]
-        ranges = [c for c in ax.collections if isinstance(c, LineCollection)]
-        found += [(segment, lines) for lines in ranges for segment in lines.get_segments()]
-        for points, artist in found:
+        found: list[tuple[Any, Sequence[ArrayLike]]] = [(x, [x.get_xydata()]) for x in ax.lines]
+        found += [(x, [x.get_corners()[::2]]) for x in ax.patches if isinstance(x, Rectangle)]
+        found += [(x, x.get_segments()) for x in ax.collections if isinstance(x, LineCollection)]
+        for artist, parts in found:
             known = artist.get_transform().contains_branch_seperately(ax.transData)
-            for point in np.asarray(points, dtype=float):
-                rows.append((panel, artist.get_label(), *np.where(known, point, np.nan)))
-    labels = {
-        "x": [fig.get_supxlabel(), *(ax.get_xlabel() for ax in fig.axes)],
-        "y": [fig.get_supylabel(), *(ax.get_ylabel() for ax in fig.axes)],
-    }
-    axes = [" | ".join(dict.fromkeys(filter(None, own))) or side for side, own in labels.items()]
-    return pd.DataFrame(rows, columns=["panel", "series", *(a.replace("\n", " ") for a in axes)])
+            points = (np.where(known, xy, np.nan) for part in parts for xy in np.array(part, float))
+            rows += [(panel, artist.get_label(), *point) for point in points]
+    x = [fig.get_supxlabel(), *(ax.get_xlabel() for ax in fig.axes)]
+    y = [fig.get_supylabel(), *(ax.get_ylabel() for ax in fig.axes)]
+    x, y = (" | ".join(dict.fromkeys(filter(None, own))).replace("\n", " ") for own in (x, y))
+    return pd.DataFrame(rows, columns=["panel", "series", x or "x", y or "y"])
 
 
 class Correlation(NamedTuple):
-    """Pearson's and Spearman's coefficient with two-sided p-values; NaN below three points."""
+    """Pearson's and Spearman's coefficient with two-sided p-values; NaN where there are none."""
 
     n: int
-    pearson: float
-    p: float
-    spearman: float
-    p_rank: float
+    pearson: float = math.nan
+    p: float = math.nan
+    spearman: float = math.nan
+    p_rank: float = math.nan
 
     @classmethod
     def of(cls, x: ArrayLike, y: ArrayLike) -> Correlation:
-        """Return the correlation of two samples of equal length n."""
-        x, y = np.asarray(x, float), np.asarray(y, float)
-        if len(x) < 3 or not (np.ptp(x) and np.ptp(y)):
-            return cls(len(x), *[math.nan] * 4)
-        return cls(len(x), *map(float, (*stats.pearsonr(x, y), *stats.spearmanr(x, y))))
+        """Return the correlation of two samples of equal length, which varies in at least three."""
+        pairs = np.column_stack([x, y])
+        if len(pairs) < 3 or not np.ptp(pairs, axis=0).all():
+            return cls(len(pairs))
+        return cls(len(pairs), *map(float, (*stats.pearsonr(*pairs.T), *stats.spearmanr(pairs))))
 
     def __str__(self) -> str:
         if math.isnan(self.pearson):
@@ -201,28 +192,28 @@ def p_text(p: float) -> str:
 def csv_link(frame: pd.DataFrame, name: str) -> str:
     """Return an HTML link that downloads `frame` as `name`.csv, without any server."""
     rows = frame.round(10).to_csv(index=False, float_format="%.8g", lineterminator="\n")
-    file, data = html.escape(name, quote=True), urllib.parse.quote(rows)
+    file, data = html.escape(name), urllib.parse.quote(rows)
     return f'<a download="{file}.csv" href="data:text/csv;charset=utf-8,{data}">{file}.csv</a>'
 
 
-def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] | None = None,
+def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
           links: Sequence[str] = (), columns: Sequence[str] = ()) -> HTML:  # fmt: skip
     """Return `frame` as a table that scrolls sideways on a phone, with its CSV download below.
 
     Args:
-        frame: the numbers; the download holds all columns at full precision.
-        name: of the downloaded file, without ".csv".
+        frame: the numbers; the download `name`.csv holds all columns at full precision.
+        name: of the downloaded file.
         formats: per column a format such as "{:.2f}"; other columns are shown as they are.
         links: one address per row, put on the first column.
         columns: those to show; all by default.
     """
-    shown = frame[list(columns or frame.columns)].astype(object)
-    for column in shown:
-        form = (formats or {}).get(str(column), "{}")
-        shown[column] = [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
+    shown = pd.DataFrame({
+        column: [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
+        for column, form in ((c, formats.get(c, "{}")) for c in columns or frame)
+    })  # fmt: skip
     if links:
         first = zip(links, shown.iloc[:, 0], strict=True)
-        shown[shown.columns[0]] = [f'<a href="{html.escape(a)}">{x}</a>' for a, x in first]
+        shown.iloc[:, 0] = [f'<a href="{html.escape(a)}">{x}</a>' for a, x in first]
     body = shown.to_html(index=False, border=0, escape=False, justify="left")
     body = body.replace("<td>", '<td style="padding: .2em .6em">')
     link = csv_link(frame, name)
@@ -234,10 +225,8 @@ def tint(value: float, largest: float) -> str:
 
     The strongest colours, of `largest` and its negative, still carry black text.
     """
-    colour = COLOURS["supported" if value > 0 else "patching"]
-    strength = 0.7 * abs(value) / largest if largest else 0.0
-    blend = 255 + strength * (np.array(matplotlib.colors.to_rgb(colour)) * 255 - 255)
-    return "#" + "".join(f"{round(part):02x}" for part in blend)
+    colour = np.array(colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
+    return colors.to_hex(1 + 0.7 * abs(value) / (largest or 1) * (colour - 1))
 
 
 def matrix(pairs: Sequence[Pair], values: Sequence[float], form: str, label: str,
@@ -250,11 +239,11 @@ def matrix(pairs: Sequence[Pair], values: Sequence[float], form: str, label: str
     """
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
     largest, cells = max(map(abs, values)), {}
-    marks = [False] * len(pairs) if marked is None else marked
-    for pair, value, star in zip(pairs, values, marks, strict=True):
+    stars = [""] * len(pairs) if marked is None else np.where(marked, "*", "")
+    for pair, value, star in zip(pairs, values, stars, strict=True):
         link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">'
-        cell = f'<td style="background: {tint(value, largest)}">{link}{form.format(value)}'
-        cells[pair["supported"], pair["patching"]] = f"{cell}{'*' if star else ''}</a></td>"
+        cell = f'<td style="background: {tint(value, largest)}">{link}{form.format(value)}{star}'
+        cells[pair["supported"], pair["patching"]] = f"{cell}</a></td>"
     heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
     rows = ""
     for supported, task in down.items():
@@ -271,10 +260,9 @@ def is_dry(pair: Pair) -> bool:
 
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     """Return a page's answer, marked with the profile it is true for."""
-    profile, what = _common(pairs, "profile"), ""
-    if any(map(is_dry, pairs)):
-        what = "a dry run on a few images or random weights, so no number here means anything; "
-    what += PROFILES.get(profile, profile)
+    profile = _common(pair["run"]["profile"] for pair in pairs)
+    dry = "a dry run on a few images or random weights, so no number here means anything; "
+    what = (dry if any(map(is_dry, pairs)) else "") + PROFILES.get(profile, profile)
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
@@ -286,9 +274,9 @@ def caption(text: str, fig: Figure | None = None, name: str = "") -> Markdown:
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
-    facts = {key: _common(pairs, key) for key in ("profile", "seed", "weights", "limit")}
-    facts["fine-tuned weights"] = _common(pairs, "finetuned")
-    facts["normalisation"] = " | ".join(sorted({str(pair["normalisation"]) for pair in pairs}))
+    facts = {key: _common(pair["run"][key] for pair in pairs) for key in _RUN}
+    facts["fine-tuned weights"] = facts.pop("finetuned")
+    facts["normalisation"] = _common(pair["normalisation"] for pair in pairs)
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
@@ -296,5 +284,5 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     return Markdown(f"{warning}*The run behind {len(pairs)} pairs: {line}. {status}.*")
 
 
-def _common(pairs: Sequence[Pair], key: str) -> str:
-    return " | ".join(sorted({str(pair["run"][key]) for pair in pairs}))
+def _common(values: Iterable[object]) -> str:
+    return " | ".join(sorted(set(map(str, values))))
