@@ -36,7 +36,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
     choices = {name: options.pop(name) for name in ("limit", "tasks", "finetuned")}
     try:

@@ -278,3 +278,11 @@ def test_predictions_of_the_pictures_are_the_model_s(tiny):
             np.testing.assert_array_equal(classes[:, 0], likely.argmax(1))
             np.testing.assert_allclose(shares, likely.gather(1, torch.tensor(classes)), atol=5.1e-5)
             assert (np.diff(shares) <= 0).all()
+
+
+def test_command_takes_its_arguments_before_and_after_options(capsys):
+    for arguments in (["head", "Cats", "--profile", "paper"], ["head", "--profile", "paper", "Cats"]):
+        assert main(arguments) == 1
+        assert "no task 'Cats'" in capsys.readouterr().err
+    assert main(["solve"]) == 1
+    assert "solve: missing a required argument: 'patching'; TASK" in capsys.readouterr().err
