@@ -40,10 +40,11 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
 graph = grimp.build_graph("experiment", "paintlib", exclude_type_checking_imports=True, cache_dir=None)
 
 def code(*modules):
-    """Return the files of some modules and of all that they import: what a step is made of."""
+    """Return the files of some modules and of all that they import, and their tables beside them."""
     needed = set(modules).union(*(graph.find_upstream_modules(name) for name in modules))
     files = [Path(*name.split(".")) for name in sorted(needed)]
-    return [str(f / "__init__.py" if f.is_dir() else f.with_suffix(".py")) for f in files]
+    files = [f / "__init__" if f.is_dir() else f for f in files]
+    return [str(found) for f in files for found in sorted(f.parent.glob(f"{f.name}.*"))]
 
 def step(name):
     return code(f"experiment.{COMMANDS[name][0]}")

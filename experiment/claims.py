@@ -35,45 +35,39 @@ def per_pair(pairs: Sequence[report.Pair]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def correlation(frame: pd.DataFrame) -> report.Correlation:
-    """Return that of GradientSimilarity and BackwardKnowledgeTransfer for CIFAR10."""
-    cifar = frame[frame["supported"] == "CIFAR10"]
-    return report.Correlation.of(cifar["similarity"], cifar["transfer"])
-
-
 def judge(pairs: Sequence[report.Pair]) -> pd.DataFrame:
     """Return one row a claim: the paper's number, this run's, the weakest fitting verdict, why."""
     frame, n, dry = per_pair(pairs), len(pairs), any(map(report.is_dry, pairs))
-    names = ("lower", "log-quintic lower", "beyond error", "quasi-convex", "transfers")
-    lower, log, told, convex, transfers = (int(frame[name].sum()) for name in names)
     real, best = pairs[0]["run"]["profile"] == "paper", frame.iloc[int(frame["gain %"].argmax())]
-    gain, sure, found = best["gain %"], best["beyond error"], correlation(frame)
-    above = frame.loc[frame["root above"], "id"].tolist()
-    limit = int(frame.loc[frame["supported"] == "CIFAR10", "at the limit"].sum())
+    sure, above = best["beyond error"], frame.loc[frame["root above"], "id"].tolist()
+    held, cifar = frame.select_dtypes(bool).sum(), frame[frame["supported"] == "CIFAR10"]
+    count, limit = "in " + held.astype(str) + f" of {n}", cifar["at the limit"].sum()
+    found = report.Correlation.of(cifar["similarity"], cifar["transfer"])
 
-    def verdict(held: bool, kind: str = "holds", testable: bool = n == 36) -> str:
-        return "not testable here" if dry or not testable else kind if held else "does not hold"
+    def verdict(holds: bool, kind: str = "holds", testable: bool = n == 36) -> str:
+        return "not testable here" if dry or not testable else kind if holds else "does not hold"
 
+    columns = ["claim", "paper", "quintic", "log-quintic", "verdict", "why"]
     rows = [
-        ("The loss sum is quasi-convex in alpha", "in all pairs", f"in {convex} of {n}", "",
-         verdict(convex == n), "no bump above 0.01 % of the curve's range"),
-        ("The loss sum is lower than the exhaustive search's", "in 34 of 36", f"in {lower} of {n}",
-         f"in {log} of {n}", verdict(lower >= 34, "true by construction"), "never higher, as the "
-         f"better of root and grid is returned; {told} differences exceed their sampling error"),
+        ("The loss sum is quasi-convex in alpha", "in all pairs", count["quasi-convex"], "",
+         verdict(held["quasi-convex"] == n), "no bump above 0.01 % of the curve's range"),
+        ("The loss sum is lower than the exhaustive search's", "in 34 of 36", count["lower"],
+         count["log-quintic lower"], verdict(held["lower"] >= 34, "true by construction"),
+         "never higher, as the better of root and grid is returned; "
+         f"{held['beyond error']} differences exceed their sampling error"),
         ("The exceptions are two", ", ".join(EXCEPTIONS), ", ".join(above) or "none", "",
-         verdict(above == EXCEPTIONS, testable=real), "pairs where the root alone is higher; "
-         "which they are depends on the real data sets"),
-        ("The loss sum is lower by up to", "2.1 %", f"{gain:.2f} %",
+         verdict(above == EXCEPTIONS, testable=real),
+         "pairs where the root alone is higher; which they are depends on the real data sets"),
+        ("The loss sum is lower by up to", "2.1 %", f"{best['gain %']:.2f} %",
          f"{frame['log-quintic gain %'].max():.2f} %",
-         verdict(gain >= 2.05, "holds" if sure else "below the sampling error"),
+         verdict(best["gain %"] >= 2.05, "holds" if sure else "below the sampling error"),
          f"{best['pair']}; {'beyond' if sure else 'within'} its sampling error"),
-        ("Supported losses show backward transfer", "as a rule", f"in {transfers} of {n}", "",
-         verdict(transfers > n / 2, "holds" if real else "designed in"), "in more than half of the "
-         "pairs" + ("" if real else "; the twins were drawn to show it")),
+        ("Supported losses show backward transfer", "as a rule", count["transfers"], "",
+         verdict(held["transfers"] > n / 2, "holds" if real else "designed in"),
+         "in more than half of the pairs" + ("" if real else "; the twins were drawn to show it")),
         ("GradientSimilarity and BackwardKnowledgeTransfer are positively correlated for CIFAR10",
          "yes (figure)", str(found), "", verdict(found.pearson > 0 and found.p < 0.05,
          "true by construction" if 2 * limit > found.n else "holds", found.n >= 3),
          f"an identity where the limit α → 0 is the maximum, in {limit} of {found.n} pairs"),
     ]  # fmt: skip
-    columns = ["claim", "paper", "quintic", "log-quintic", "verdict", "why"]
     return pd.DataFrame(rows, columns=columns)

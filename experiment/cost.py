@@ -1,13 +1,9 @@
 """What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes.
 
-Counts follow from the official sizes of the data sets and from the architecture. A measured rate,
-see `benchmarks/throughput.py`, turns them into hours.
+Rates that `benchmarks/throughput.py` measures turn counts into hours.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiment.profiles import ALPHAS, PROFILES
@@ -16,16 +12,6 @@ from experiment.real.facts import DATA_SETS
 MODEL = str(PROFILES["paper"].clip)
 RECIPE = PROFILES["paper"].finetuning
 CACHE_BYTES = 3 * 224 * 224  # of one decoded picture, uint8
-
-
-def cached_pictures(name: str, *, patching: bool) -> int:
-    """Return how many pictures of a data set are decoded into the cache.
-
-    A patching task needs all of them. A supported task is never trained on, so the rest of its
-    train pictures stays where it is.
-    """
-    data = DATA_SETS[name]
-    return (data.train if patching else data.validation) + data.test
 
 
 class Flops(NamedTuple):
@@ -38,42 +24,7 @@ class Flops(NamedTuple):
     parameters: int  # weights of both towers
 
 
-def clip_flops(model: str = MODEL) -> Flops:
-    """Count the operations of one of open_clip's architectures without allocating its weights.
-
-    It imports torch, so a step of a run does it; pages read its `run.json`.
-    """
-    import open_clip
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config: dict[str, Any] = open_clip.get_model_config(model)
-    with torch.device("meta"):
-        clip = open_clip.CLIP(**config)
-        picture = torch.empty(1, 3, *clip.visual.image_size)
-        text = torch.empty(1, config["text_cfg"]["context_length"], dtype=torch.int64)
-    with FlopCounterMode(display=False) as count:
-        features = clip.visual(picture)
-        image = count.get_total_flops()
-        features.sum().backward()
-        training = count.get_total_flops()
-    with torch.no_grad(), FlopCounterMode(display=False) as count:
-        clip.encode_text(text)
-        prompt = count.get_total_flops()
-    weights = (sum(p.numel() for p in part.parameters()) for part in (clip.visual, clip))
-    return Flops(image, prompt, training, *weights)
-
-
-class Rates(NamedTuple):
-    """Measured speed of one machine: pictures per second."""
-
-    decode: float
-    forward: float
-    training: float
-
-
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What one step of the workflow does, all its jobs together."""
 
     jobs: int  # they can run side by side
@@ -86,46 +37,61 @@ class Work:
         """Return the floating-point operations of the step."""
         return self.prompts * per.text + self.forward * per.image + self.training * per.training
 
-    def hours(self, per: Flops, rates: Rates) -> float:
-        """Return the hours of one machine; a prompt counts as the pictures of equal operations."""
+    def hours(self, per: Flops, rates: Mapping[str, float]) -> float:
+        """Return the hours at pictures a second; a prompt is pictures of equal operations."""
         forward = self.forward + self.prompts * per.text / per.image
-        seconds = (
-            self.decoded / rates.decode + forward / rates.forward + self.training / rates.training
-        )
-        return seconds / 3600
+        counts = {"decode": self.decoded, "forward": forward, "training": self.training}
+        return sum(count / rates[work] for work, count in counts.items()) / 3600
 
 
-def steps(
-    supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float = 3.0
-) -> dict[str, Work]:
+def clip_flops() -> Flops:
+    """Count the operations of the profile's CLIP without allocating its weights; needs torch."""
+    import open_clip
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config: dict[str, Any] = open_clip.get_model_config(MODEL)
+    with torch.device("meta"):
+        clip = open_clip.CLIP(**config)
+        picture = torch.empty(1, 3, *clip.visual.image_size)
+        text = torch.empty(1, config["text_cfg"]["context_length"], dtype=torch.int64)
+    with FlopCounterMode(display=False) as count:
+        features = clip.visual(picture)
+        image = count.get_total_flops()
+        features.sum().backward()
+        training = count.get_total_flops()
+        clip.encode_text(text)
+        prompt = count.get_total_flops() - training
+    weights = (sum(p.numel() for p in part.parameters()) for part in (clip.visual, clip))
+    return Flops(image, prompt, training, *weights)
+
+
+def cached_pictures(name: str, *, patching: bool) -> int:
+    """Return how many pictures of a data set are decoded; supported tasks are never trained on."""
+    data = DATA_SETS[name]
+    return (data.train if patching else data.validation) + data.test
+
+
+def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float
+) -> dict[str, Work]:  # fmt: skip
     """Count the work of each step of the profile `paper`.
 
-    Args:
-        supported: supported tasks.
-        patching: patching tasks, each paired with every supported one.
-        fresh: alphas that a pair evaluates on validation pictures beyond its samples, on average.
-        answers: alphas that a pair evaluates on test pictures beyond the ends, on average.
+    A pair evaluates `fresh` alphas beyond its samples, and `answers` on test pictures, on average.
     """
-    tasks = {name: DATA_SETS[name] for name in (*supported, *patching)}
-    kept = [tasks[name] for name in supported]
-    repaired = [tasks[name] for name in patching]
-    decoded = sum(cached_pictures(name, patching=name in patching) for name in tasks)
+    kept = [DATA_SETS[name] for name in supported]
+    validation, test = sum(data.validation for data in kept), sum(data.test for data in kept)
     solving = 0.0
-    for own in repaired:
+    for own in (DATA_SETS[name] for name in patching):
         solving += own.validation + own.test  # its own task at the zero-shot weights
-        solving += (len(ALPHAS) - 1) * sum(data.validation for data in (*kept, own))
-        solving += sum(data.test for data in (*kept, own))  # at the fine-tuned ones
-        for other in kept:
-            solving += fresh * (own.validation + other.validation)
-            solving += answers * (own.test + other.test)
+        solving += (len(ALPHAS) - 1) * (validation + own.validation) + test + own.test
+        solving += fresh * (validation + len(kept) * own.validation)
+        solving += answers * (test + len(kept) * own.test)
+    decoded = {name: cached_pictures(name, patching=False) for name in supported}
+    decoded |= {name: cached_pictures(name, patching=True) for name in patching}
     return {
-        "decode": Work(len(tasks), decoded=decoded),
-        "head": Work(len(tasks), prompts=sum(data.prompts for data in tasks.values())),
+        "decode": Work(len(decoded), decoded=sum(decoded.values())),
+        "head": Work(len(decoded), prompts=sum(DATA_SETS[name].prompts for name in decoded)),
         "finetune": Work(len(patching), training=len(patching) * RECIPE.steps * RECIPE.batch_size),
-        "baseline": Work(
-            len(supported),
-            forward=sum(data.validation + data.test for data in kept),
-            training=sum(data.validation for data in kept),
-        ),
+        "baseline": Work(len(kept), forward=validation + test, training=validation),
         "solve": Work(len(patching), forward=round(solving)),
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
@@ -135,60 +137,24 @@ class Profile:
         return replace(self, supported=supported, patching=patching)
 
 
-_CONTEXT = 14  # the longest prompt of the twins has 13 tokens
-_TWINS = Standard((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
-# the constants of OpenAI's CLIP, the same in every implementation
-_CLIP = Standard((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+def _recipe(said: dict[str, Any]) -> Recipe:
+    pair: dict[str, Any] = {"betas": tuple(said["betas"])} if "betas" in said else {}
+    return Recipe(**{**said, **pair})
 
-PROFILES = {
-    "smoke": Profile(
-        name="smoke",
-        purpose="a test of the machinery, 2 x 2 twins in about a minute",
-        supported=("CIFAR10", "STL10"),
-        patching=("MNIST", "SVHN"),
-        clip=SmallClip(
-            embed_dim=32,
-            vision={"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-            text={"context_length": _CONTEXT, "width": 32, "heads": 2, "layers": 1},
-            captioned_images=4000,
-            recipe=Recipe(250, 128, learning_rate=3e-3, warmup_steps=20, betas=(0.9, 0.98)),
-        ),
-        pixels=_TWINS,
-        finetuning=Recipe(60, 64, learning_rate=2e-3, warmup_steps=5),
-        train=500,
-        validation=300,
-        test=300,
-    ),
-    "micro": Profile(
-        name="micro",
-        purpose="13 micro twins and 36 pairs on a laptop",
-        supported=SUPPORTED,
-        patching=PATCHING,
-        clip=SmallClip(
-            embed_dim=128,
-            vision={"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
-            text={"context_length": _CONTEXT, "width": 96, "heads": 3, "layers": 2},
-            captioned_images=40_000,
-            recipe=Recipe(900, 192, 2e-3, warmup_steps=50, weight_decay=0.05, betas=(0.9, 0.98)),
-        ),
-        pixels=_TWINS,
-        finetuning=Recipe(190, 64, learning_rate=5e-4, warmup_steps=10),
-        train=2500,
-        validation=500,
-        test=1000,
-    ),
-    "paper": Profile(
-        name="paper",
-        purpose="CLIP ViT-B/32 and the 13 real data sets, 36 pairs on a GPU",
-        supported=SUPPORTED,
-        patching=PATCHING,
-        clip="ViT-B-32-quickgelu",
-        pixels=_CLIP,
-        # PAINT's recipe; its checkpoints are large, so they are written seldom
-        finetuning=Recipe(2000, 128, learning_rate=1e-5, warmup_steps=200, checkpoint_every=500),
-        batch_size=128,
-    ),
-}
+
+def _profile(name: str, said: dict[str, Any]) -> Profile:
+    clip = said.pop("clip")
+    if not isinstance(clip, str):
+        clip = SmallClip(**{**clip, "recipe": _recipe(clip["recipe"])})
+    pixels = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
+    tasks = {"supported": SUPPORTED, "patching": PATCHING}
+    tasks |= {role: tuple(said.pop(role)) for role in tasks if role in said}
+    made = {"pixels": pixels, "finetuning": _recipe(said["finetuning"])}
+    return Profile(name=name, clip=clip, **{**said, **tasks, **made})
+
+
+_FILE = Path(__file__).with_suffix(".toml")
+PROFILES = {name: _profile(name, said) for name, said in tomllib.loads(_FILE.read_text()).items()}
 
 
 def get(name: str) -> Profile:

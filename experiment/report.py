@@ -1,27 +1,17 @@
-"""What the pages share: one palette, one way to draw a pair, tables that can be downloaded.
-
-Nothing here runs a model or a solver: numbers of the results files are only put into form.
-"""
-
-from __future__ import annotations
+"""What the pages share: numbers of the results files are put into form, and no model is run."""
 
 import html
-import math
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
-from matplotlib import colors
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -50,18 +40,8 @@ PROFILES = {
 
 def use_style(image_format: str = "svg") -> None:
     """Set the look of every figure, with repeatable bytes; for photographs "png" is smaller."""
-    plt.rcdefaults()
-    plt.rcParams.update({
-        # a phone shows 5.2 inches on 340 pixels: 11 points are then 10 pixels high
-        "figure.figsize": (5.2, 3.6), "figure.dpi": 100, "savefig.bbox": "tight",
-        "figure.facecolor": "white", "savefig.facecolor": "white",
-        "figure.constrained_layout.use": True,
-        "font.size": 11, "axes.titlesize": 11, "legend.fontsize": 11, "xtick.labelsize": 11,
-        "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
-        "axes.axisbelow": True, "lines.linewidth": 1.8, "svg.hashsalt": "paintlib",
-        "axes.prop_cycle": cycler(color=[*COLOURS.values()]),
-    })  # fmt: skip
+    palette = {"axes.prop_cycle": mpl.rcsetup.cycler(color=[*COLOURS.values()])}
+    plt.style.use(["default", Path(__file__).with_name("report.mplstyle"), palette])
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -78,14 +58,8 @@ def name(pair: Pair) -> str:
     return f"{pair['labels']['supported']} + {pair['labels']['patching']}"
 
 
-def _scales(pair: Pair, kind: str | None = None) -> list[Normaliser]:
-    curves = (pair["curves"][role] for role in ROLES)
-    return [normaliser(kind or pair["normalisation"], c["loss"], c["classes"]) for c in curves]
-
-
-def normalised(
-    pair: Pair, kind: str | None = None, at: ArrayLike | None = None
-) -> NDArray[np.float64]:
+def normalised(pair: Pair, kind: str | None = None, at: ArrayLike | None = None
+) -> NDArray[np.float64]:  # fmt: skip
     """Return both normalised validation losses, shape `(2, alphas)`: supported, patching.
 
     By default as the pair was solved, at the samples; between them `fits.log_spline` interpolates.
@@ -93,14 +67,18 @@ def normalised(
     losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
     if at is not None:
         losses = log_spline(pair["curves"]["alphas"], losses.T)(at).T
-    scales = zip(losses, _scales(pair, kind), strict=True)
-    return np.array([(loss - scale.offset) / scale.unit for loss, scale in scales])
+    offset, unit = np.transpose([*_scales(pair, kind).values()])[:, :, None]
+    return np.asarray((losses - offset) / unit)
 
 
 def test_sum(pair: Pair, at: str) -> float:
     """Return the sum of both test losses at a point of `pair["test"]`, by the validation scales."""
-    scales = zip(ROLES, _scales(pair), strict=True)
-    return sum(scale(pair["test"][at][role]["loss"]) for role, scale in scales)
+    return sum(scale(pair["test"][at][role]["loss"]) for role, scale in _scales(pair).items())
+
+
+def _scales(pair: Pair, kind: str | None = None) -> dict[str, Normaliser]:
+    kind, curves = kind or pair["normalisation"], pair["curves"]
+    return {r: normaliser(kind, curves[r]["loss"], curves[r]["classes"]) for r in ROLES}
 
 
 def gain(pair: Pair, solver: str = "quintic") -> float:
@@ -115,7 +93,7 @@ def told_apart(pair: Pair, solver: str = "quintic") -> bool:
     return bool(abs(found["difference"]) > 1.96 * found["stderr"])
 
 
-def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
+def draw_curves(ax: mpl.axes.Axes, pair: Pair, kind: str | None = None) -> None:
     """Draw a pair's normalised losses, their sum and, if found under `kind`, the answers."""
     alphas, parts = pair["curves"]["alphas"], normalised(pair, kind)
     for role, style, part in zip(ROLES, ("--", "-."), parts, strict=True):
@@ -130,47 +108,45 @@ def draw_curves(ax: Axes, pair: Pair, kind: str | None = None) -> None:
            xlim=(-0.02, 1.02))  # fmt: skip
 
 
-def legend_below(ax: Axes, columns: int = 2) -> None:
+def legend_below(ax: mpl.axes.Axes, columns: int = 2) -> None:
     """Put the legend of `ax` below its figure, each label once: it hides no data."""
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
-    ax.figure.legend([*once.values()], [*once], **place)
+    ax.figure.legend([*once.values()], [*once], loc="outside lower center", ncols=columns)
 
 
-def drawn(fig: Figure) -> pd.DataFrame:
+def drawn(fig: mpl.figure.Figure) -> pd.DataFrame:
     """Return what `fig` draws, one row for each point of a line or range and each corner of a box.
 
-    Columns are the panel (its title or number), the series (its label), and two named like the
-    axes; a coordinate that is not in data units, as the heights of a vertical line, is NaN.
+    A coordinate that is not in data units, as the heights of a vertical line, is NaN.
     """
     rows = []
     for number, ax in enumerate(fig.axes, start=1):
         panel = ax.get_title().replace("\n", " ") or str(number)
-        found: list[tuple[Any, Sequence[ArrayLike]]] = [(x, [x.get_xydata()]) for x in ax.lines]
-        found += [(x, [x.get_corners()[::2]]) for x in ax.patches if isinstance(x, Rectangle)]
-        found += [(x, x.get_segments()) for x in ax.collections if isinstance(x, LineCollection)]
-        for artist, parts in found:
+        shapes: list[tuple[Any, Any]] = [(line, [line.get_xydata()]) for line in ax.lines]
+        shapes += [(p, [p.get_corners()[::2]]) for p in ax.patches if hasattr(p, "get_corners")]
+        shapes += [(c, c.get_segments()) for c in ax.collections if hasattr(c, "get_segments")]
+        for artist, parts in shapes:
             known = artist.get_transform().contains_branch_seperately(ax.transData)
             points = (np.where(known, xy, np.nan) for part in parts for xy in np.array(part, float))
-            rows += [(panel, artist.get_label(), *point) for point in points]
+            rows += [(panel, artist.get_label(), *xy) for xy in points]
     x = [fig.get_supxlabel(), *(ax.get_xlabel() for ax in fig.axes)]
     y = [fig.get_supylabel(), *(ax.get_ylabel() for ax in fig.axes)]
-    x, y = (" | ".join(dict.fromkeys(filter(None, own))).replace("\n", " ") for own in (x, y))
-    return pd.DataFrame(rows, columns=["panel", "series", x or "x", y or "y"])
+    named = [" | ".join(filter(None, dict.fromkeys(own))).replace("\n", " ") for own in (x, y)]
+    return pd.DataFrame(rows, columns=["panel", "series", named[0] or "x", named[1] or "y"])
 
 
 class Correlation(NamedTuple):
     """Pearson's and Spearman's coefficient with two-sided p-values; NaN where there are none."""
 
     n: int
-    pearson: float = math.nan
-    p: float = math.nan
-    spearman: float = math.nan
-    p_rank: float = math.nan
+    pearson: float = np.nan
+    p: float = np.nan
+    spearman: float = np.nan
+    p_rank: float = np.nan
 
     @classmethod
-    def of(cls, x: ArrayLike, y: ArrayLike) -> Correlation:
+    def of(cls, x: ArrayLike, y: ArrayLike) -> Self:
         """Return the correlation of two samples of equal length, which varies in at least three."""
         pairs = np.column_stack([x, y])
         if len(pairs) < 3 or not np.ptp(pairs, axis=0).all():
@@ -178,7 +154,7 @@ class Correlation(NamedTuple):
         return cls(len(pairs), *map(float, (*stats.pearsonr(*pairs.T), *stats.spearmanr(pairs))))
 
     def __str__(self) -> str:
-        if math.isnan(self.pearson):
+        if np.isnan(self.pearson):
             return f"not computable from {self.n} points"
         rank = f"Spearman ρ = {self.spearman:+.3f} (p {p_text(self.p_rank)}), n = {self.n}"
         return f"Pearson r = {self.pearson:+.3f} (p {p_text(self.p)}), {rank}"
@@ -186,7 +162,7 @@ class Correlation(NamedTuple):
 
 def p_text(p: float) -> str:
     """Return a p-value for print; below 0.0001 its digits mean nothing."""
-    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
+    return "–" if np.isnan(p) else "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
 def csv_link(frame: pd.DataFrame, name: str) -> str:
@@ -200,16 +176,12 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
           links: Sequence[str] = (), columns: Sequence[str] = ()) -> HTML:  # fmt: skip
     """Return `frame` as a table that scrolls sideways on a phone, with its CSV download below.
 
-    Args:
-        frame: the numbers; the download `name`.csv holds all columns at full precision.
-        name: of the downloaded file.
-        formats: per column a format such as "{:.2f}"; other columns are shown as they are.
-        links: one address per row, put on the first column.
-        columns: those to show; all by default.
+    `formats` are per column, such as "{:.2f}"; `links` are addresses, one a row, for the first
+    column shown. The download `name`.csv holds all columns at full precision, not only `columns`.
     """
     shown = pd.DataFrame({
         column: [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
-        for column, form in ((c, formats.get(c, "{}")) for c in columns or frame)
+        for column, form in ((c, formats.get(c, "{}")) for c in columns or [*map(str, frame)])
     })  # fmt: skip
     if links:
         first = zip(links, shown.iloc[:, 0], strict=True)
@@ -220,30 +192,21 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
     return HTML(f'<div style="overflow-x:auto">{body}</div><p>Download: {link}</p>')
 
 
-def tint(value: float, largest: float) -> str:
-    """Return the colour of `value`: white at 0, towards blue above it and towards orange below.
-
-    The strongest colours, of `largest` and its negative, still carry black text.
-    """
-    colour = np.array(colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
-    return colors.to_hex(1 + 0.7 * abs(value) / (largest or 1) * (colour - 1))
-
-
-def matrix(pairs: Sequence[Pair], values: Sequence[float], form: str, label: str,
-           marked: Sequence[bool] | None = None) -> HTML:  # fmt: skip
+def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str], label: str
+) -> HTML:  # fmt: skip
     """Return one number per pair as a matrix: supported tasks down, patching tasks across.
 
-    Each number is printed by `form`, links to its pair's page and is coloured by `tint`; those
-    `marked` carry a star. A combination without a pair stays empty. `label` says what the numbers
-    are, for those who do not see the table.
+    Each of `texts` links to its pair's page. Its `values` make its colour: white at 0, towards blue
+    above and orange below. `label` says what the numbers are, to those who do not see the table.
     """
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
-    largest, cells = max(map(abs, values)), {}
-    stars = [""] * len(pairs) if marked is None else np.where(marked, "*", "")
-    for pair, value, star in zip(pairs, values, stars, strict=True):
-        link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">'
-        cell = f'<td style="background: {tint(value, largest)}">{link}{form.format(value)}{star}'
-        cells[pair["supported"], pair["patching"]] = f"{cell}</a></td>"
+    largest, cells = max(map(abs, values)) or 1.0, {}
+    for pair, value, text in zip(pairs, values, texts, strict=True):
+        hue = np.array(mpl.colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
+        r, g, b = 1 - 0.7 * abs(value) / largest * (1 - hue)  # 0.7: black text stays legible
+        link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{text}</a>'
+        cell = f'<td style="background: {mpl.colors.to_hex((r, g, b))}">{link}</td>'
+        cells[pair["supported"], pair["patching"]] = cell
     heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
     rows = ""
     for supported, task in down.items():
@@ -266,7 +229,7 @@ def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
-def caption(text: str, fig: Figure | None = None, name: str = "") -> Markdown:
+def caption(text: str, fig: mpl.figure.Figure | None = None, name: str = "") -> Markdown:
     """Return the caption of what is above it; of a figure, with a download of what it draws."""
     data = f" Data of the figure: {csv_link(drawn(fig), name)}." if fig else ""
     return Markdown(f"**What it shows.** {text}{data}")
@@ -274,7 +237,8 @@ def caption(text: str, fig: Figure | None = None, name: str = "") -> Markdown:
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
-    facts = {key: _common(pair["run"][key] for pair in pairs) for key in _RUN}
+    own = ("profile", "seed", "weights", "limit", "finetuned")
+    facts = {key: _common(pair["run"][key] for pair in pairs) for key in own}
     facts["fine-tuned weights"] = facts.pop("finetuned")
     facts["normalisation"] = _common(pair["normalisation"] for pair in pairs)
     mixed = [key for key, value in facts.items() if " | " in value]
