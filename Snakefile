@@ -8,7 +8,6 @@ from pathlib import Path
 from shlex import quote
 
 import grimp
-
 from experiment.__main__ import COMMANDS
 from experiment.locks import claim_folder
 from experiment.run import Run
@@ -67,14 +66,12 @@ SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
 SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
 PAGES = expand(f"{BOOK}/pairs/{{s}}-{{p}}.ipynb", s=SUPPORTED, p=PATCHING)
 PAGES += expand(f"{BOOK}/results/{{summary}}.ipynb", summary=sorted(SUMMARIES))
-PROSE = [f for f in Path("book").rglob("*") if f.parts[1] not in ("_build", "pairs", "results")]
-PROSE = [str(f) for f in PROSE if f.is_file() and "__pycache__" not in f.parts]
+APART = {"_build", "pairs", "results", "__pycache__"}
+PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
 wildcard_constraints:
-    task="|".join(TASKS),
-    supported="|".join(SUPPORTED),
-    patching="|".join(PATCHING),
-    summary="|".join(SUMMARIES),
+    task="|".join(TASKS), supported="|".join(SUPPORTED),
+    patching="|".join(PATCHING), summary="|".join(SUMMARIES),
 
 rule book:
     input: PAGES, f"{R}/provenance.json", PROSE

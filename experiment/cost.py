@@ -38,7 +38,7 @@ class Work(NamedTuple):
         return self.prompts * per.text + self.forward * per.image + self.training * per.training
 
     def hours(self, per: Flops, rates: Mapping[str, float]) -> float:
-        """Return the hours at pictures a second; a prompt is pictures of equal operations."""
+        """Return the hours at `rates` (pictures a second); a prompt counts by its operations."""
         forward = self.forward + self.prompts * per.text / per.image
         counts = {"decode": self.decoded, "forward": forward, "training": self.training}
         return sum(count / rates[work] for work, count in counts.items()) / 3600
@@ -66,10 +66,10 @@ def clip_flops() -> Flops:
     return Flops(image, prompt, training, *weights)
 
 
-def cached_pictures(name: str, *, patching: bool) -> int:
-    """Return how many pictures of a data set are decoded; supported tasks are never trained on."""
-    data = DATA_SETS[name]
-    return (data.train if patching else data.validation) + data.test
+def cached_pictures(supported: Sequence[str], patching: Sequence[str]) -> dict[str, int]:
+    """Return how many pictures of a data set are decoded; supported ones are never trained on."""
+    kept = {name: DATA_SETS[name].validation + DATA_SETS[name].test for name in supported}
+    return kept | {name: DATA_SETS[name].train + DATA_SETS[name].test for name in patching}
 
 
 def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float
@@ -86,8 +86,7 @@ def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, an
         solving += (len(ALPHAS) - 1) * (validation + own.validation) + test + own.test
         solving += fresh * (validation + len(kept) * own.validation)
         solving += answers * (test + len(kept) * own.test)
-    decoded = {name: cached_pictures(name, patching=False) for name in supported}
-    decoded |= {name: cached_pictures(name, patching=True) for name in patching}
+    decoded = cached_pictures(supported, patching)
     return {
         "decode": Work(len(decoded), decoded=sum(decoded.values())),
         "head": Work(len(decoded), prompts=sum(DATA_SETS[name].prompts for name in decoded)),

@@ -1,7 +1,6 @@
 """Test images that the pages show, and what the model takes them for along a path.
 
-The page `explore` shows a dozen of each task, the page `twins` one of each class. They are chosen
-by position alone, before any model sees them. Only writing them needs torch.
+They are chosen by position alone, before any model sees them. Only writing them needs torch.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from paintlib import WeightPath
 
 PICTURES = 12
-SIDE, RANKS = 64, 3  # pixels of a real picture on the page, likeliest classes told of each
+RANKS = 3  # likeliest classes told of each
 # what the twins were drawn to show follows from these
 DESIGN = ("CAPTION_NOISE", "WILD_SHARE", "TARGET_STYLE_LEAK", "OBJECT_SHARE", "MNIST_LIMIT")
 
@@ -53,7 +52,7 @@ def write_pictures(session: Session) -> None:
         where, strip, more = positions(len(labels)), f"{task}.png", {}
         if run.profile.real:
             strip, names = f"{task}.jpg", results.read_json(run.images(task))["classnames"]
-            strips = {strip: V.resize(images[where], [SIDE, SIDE])}
+            strips = {strip: V.resize(images[where], [64, 64])}
         else:
             names = micro.TASKS[task].classnames
             first = [labels.tolist().index(label) for label in range(len(names))]
@@ -77,19 +76,18 @@ def write_predictions(session: Session, visual: nn.Module, path: WeightPath, pat
     from experiment.pixels import to_device
 
     run, asked, content = session.run, {}, {}
+    rows: list[list[Any]] = []  # of alphas, then tasks
     for task in (*run.profile.supported, patching):
         split = session.split(task, "test")
         images = to_device(split.images[positions(len(split.labels))], session.device)
         asked[task] = images, clip.classifier(visual, session.head(task), run.profile.pixels)
-    tops: dict[str, list[Any]] = {task: [] for task in asked}
     with torch.inference_mode():
         for alpha in ALPHAS:
             path.set_(visual, alpha)
-            for task, (images, logits) in asked.items():
-                tops[task].append(logits(images).double().softmax(1).topk(RANKS))
-    for task, rows in tops.items():
+            rows.append([logits(x).double().softmax(1).topk(RANKS) for x, logits in asked.values()])
+    for task, tops in zip(asked, zip(*rows, strict=True), strict=True):
         # (images, ranks, alphas): one line of the file follows one rank of one image along the path
-        likely, classes = (torch.stack(column, -1).cpu() for column in zip(*rows, strict=True))
+        likely, classes = (torch.stack(column, -1).cpu() for column in zip(*tops, strict=True))
         rounded = likely.numpy().round(4).tolist()
         content[task] = {"classes": classes.tolist(), "probabilities": rounded}
     record = {"patching": patching, "alphas": ALPHAS, "tasks": content}
@@ -119,6 +117,6 @@ def read_classes(folder: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[
     folder, pictures = results.find(folder) / "pictures", {}
     told = results.read_json(folder / "tasks.json")
     for task in told["tasks"]:
-        strip = np.asarray(Image.open(folder / f"{task}-classes.png"))
+        strip = np.array(Image.open(folder / f"{task}-classes.png"))
         pictures[task] = strip.reshape(len(strip), -1, len(strip), 3).swapaxes(0, 1)
     return told, pictures

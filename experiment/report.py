@@ -3,7 +3,6 @@
 import html
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import matplotlib as mpl
@@ -40,8 +39,7 @@ PROFILES = {
 
 def use_style(image_format: str = "svg") -> None:
     """Set the look of every figure, with repeatable bytes; for photographs "png" is smaller."""
-    palette = {"axes.prop_cycle": mpl.rcsetup.cycler(color=[*COLOURS.values()])}
-    plt.style.use(["default", Path(__file__).with_name("report.mplstyle"), palette])
+    plt.style.use(["default", "experiment.report"])
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -60,10 +58,7 @@ def name(pair: Pair) -> str:
 
 def normalised(pair: Pair, kind: str | None = None, at: ArrayLike | None = None
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Return both normalised validation losses, shape `(2, alphas)`: supported, patching.
-
-    By default as the pair was solved, at the samples; between them `fits.log_spline` interpolates.
-    """
+    """Return both normalised validation losses, `(2, alphas)`; between samples by `log_spline`."""
     losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
     if at is not None:
         losses = log_spline(pair["curves"]["alphas"], losses.T)(at).T
@@ -116,10 +111,7 @@ def legend_below(ax: mpl.axes.Axes, columns: int = 2) -> None:
 
 
 def drawn(fig: mpl.figure.Figure) -> pd.DataFrame:
-    """Return what `fig` draws, one row for each point of a line or range and each corner of a box.
-
-    A coordinate that is not in data units, as the heights of a vertical line, is NaN.
-    """
+    """Return what `fig` draws: one row a point of a line or range, or a corner of a box."""
     rows = []
     for number, ax in enumerate(fig.axes, start=1):
         panel = ax.get_title().replace("\n", " ") or str(number)
@@ -127,6 +119,7 @@ def drawn(fig: mpl.figure.Figure) -> pd.DataFrame:
         shapes += [(p, [p.get_corners()[::2]]) for p in ax.patches if hasattr(p, "get_corners")]
         shapes += [(c, c.get_segments()) for c in ax.collections if hasattr(c, "get_segments")]
         for artist, parts in shapes:
+            # a coordinate may have no data units, as the heights of a vertical line: it is NaN
             known = artist.get_transform().contains_branch_seperately(ax.transData)
             points = (np.where(known, xy, np.nan) for part in parts for xy in np.array(part, float))
             rows += [(panel, artist.get_label(), *xy) for xy in points]
@@ -202,10 +195,10 @@ def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str],
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
     largest, cells = max(map(abs, values)) or 1.0, {}
     for pair, value, text in zip(pairs, values, texts, strict=True):
-        hue = np.array(mpl.colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
-        r, g, b = 1 - 0.7 * abs(value) / largest * (1 - hue)  # 0.7: black text stays legible
+        hue = 255 * np.array(mpl.colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
+        tint = 255 - 0.7 * abs(value) / largest * (255 - hue)  # 0.7: black text stays legible
         link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{text}</a>'
-        cell = f'<td style="background: {mpl.colors.to_hex((r, g, b))}">{link}</td>'
+        cell = f'<td style="background: #{bytes(map(round, tint)).hex()}">{link}</td>'
         cells[pair["supported"], pair["patching"]] = cell
     heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
     rows = ""
@@ -237,8 +230,8 @@ def caption(text: str, fig: mpl.figure.Figure | None = None, name: str = "") -> 
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
-    own = ("profile", "seed", "weights", "limit", "finetuned")
-    facts = {key: _common(pair["run"][key] for pair in pairs) for key in own}
+    keys = ("profile", "seed", "weights", "limit", "finetuned")
+    facts = {key: _common(pair["run"][key] for pair in pairs) for key in keys}
     facts["fine-tuned weights"] = facts.pop("finetuned")
     facts["normalisation"] = _common(pair["normalisation"] for pair in pairs)
     mixed = [key for key, value in facts.items() if " | " in value]

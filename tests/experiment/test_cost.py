@@ -23,8 +23,7 @@ def test_data_sets_are_those_of_the_profile():
 
 
 def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
-    assert cost.cached_pictures("ImageNet", patching=False) == 5000 + 50_000
-    assert cost.cached_pictures("MNIST", patching=True) == 70_000
+    assert cost.cached_pictures(["ImageNet"], ["MNIST"]) == {"ImageNet": 55_000, "MNIST": 70_000}
 
 
 def test_steps_of_one_pair_are_counted_by_hand():
@@ -41,13 +40,17 @@ def test_steps_of_one_pair_are_counted_by_hand():
 
 def test_jobs_are_those_of_the_workflow():
     names = list(cost.DATA_SETS)
-    jobs = {step: work.jobs for step, work in cost.steps(names[:4], names[4:], fresh=0).items()}
+    jobs = {
+        step: work.jobs
+        for step, work in cost.steps(names[:4], names[4:], fresh=0, answers=0).items()
+    }
     assert jobs == {"decode": 13, "head": 13, "baseline": 4, "finetune": 9, "solve": 9}
 
 
 def test_hours_add_up_and_fall_with_the_rate():
     per = cost.Flops(image=10, text=5, training=30, image_parameters=1, parameters=2)
     work = cost.Work(1, decoded=3600, prompts=7200, forward=3600, training=3600)
-    assert work.hours(per, cost.Rates(1, 1, 1)) == pytest.approx(1 + 1 + 1 + 1)
-    assert work.hours(per, cost.Rates(2, 4, 8)) == pytest.approx(1 / 2 + 2 / 4 + 1 / 8)
+    for decode, forward, training in ((1, 1, 1), (2, 4, 8)):
+        rates = {"decode": decode, "forward": forward, "training": training}
+        assert work.hours(per, rates) == pytest.approx(1 / decode + 2 / forward + 1 / training)
     assert work.flops(per) == 7200 * 5 + 3600 * 10 + 3600 * 30

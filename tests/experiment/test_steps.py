@@ -281,7 +281,10 @@ def test_predictions_of_the_pictures_are_the_model_s(tiny):
 
 
 def test_command_takes_its_arguments_before_and_after_options(capsys):
-    for arguments in (["head", "Cats", "--profile", "paper"], ["head", "--profile", "paper", "Cats"]):
+    for arguments in (
+        ["head", "Cats", "--profile", "paper"],
+        ["head", "--profile", "paper", "Cats"],
+    ):
         assert main(arguments) == 1
         assert "no task 'Cats'" in capsys.readouterr().err
     assert main(["solve"]) == 1
