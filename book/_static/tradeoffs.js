@@ -1,5 +1,5 @@
 /* The page "Trade-offs": picks alpha by the reader's rule and draws it. The data, and the same rules
-// by the rules of the notebook tradeoffs.md.
+   in Python, are in notebooks/tradeoffs.md. */
 document.addEventListener("DOMContentLoaded", async () => {
   const controls = document.getElementById("tradeoffs");
   if (!controls) return; // this script is loaded on every page
