@@ -13,9 +13,10 @@ from paintlib import WeightPath, interpolation
 def test_path_ends_bit_exact(alpha, dtype):
     start, end = network(1, dtype), network(2, dtype)
     with torch.no_grad():  # the values on which a plain lerp is not exact
-        for side, other in ((start, end), (end, start)):
-            side[0].weight[0, :3] = torch.tensor([-0.0, 1e-38, 3e37])
-            other[0].weight[0, :3] = torch.tensor([7.0, -3.0, 1e-9])
+        for row, side, other in ((0, start, end), (1, end, start)):
+            large = torch.finfo(dtype).max  # a difference of these is infinite
+            side[0].weight[row, :4] = torch.tensor([-0.0, 1e-38, 3e37, large], dtype=dtype)
+            other[0].weight[row, :4] = torch.tensor([7.0, -3.0, 1e-9, -large], dtype=dtype)
     model = WeightPath(start, end).set_(network(3, dtype), alpha)
     expected = (start, end)[int(alpha)].state_dict()
     for name, tensor in model.state_dict().items():
@@ -113,6 +114,7 @@ def test_flat_vectors_and_tensors_are_two_views_of_the_same():
     partial = path.unflatten(path.flatten({"0.bias": tensors["0.bias"], "3.bias": None}))
     assert torch.equal(partial["0.bias"], tensors["0.bias"])
     assert not any(t.any() for name, t in partial.items() if name != "0.bias")
+    assert path.flatten({name: t.double() for name, t in tensors.items()}).dtype == torch.float32
 
 
 def test_path_moves_to_a_device_in_place():
@@ -138,11 +140,13 @@ def test_integer_tensors_come_from_the_nearer_end():
 
     path, model = WeightPath(counted(3), counted(9)), counted(0)
     assert path.set_(model, 0.2).num_batches_tracked == 3
+    assert path.set_(model, 0.5).num_batches_tracked == 9
     assert path.set_(model, 1.0).num_batches_tracked == 9
 
 
 def test_mismatch_names_the_first_differing_tensor():
-    with pytest.raises(ValueError, match=r"2 tensors are on one side only, first: '0.bias'"):
+    one = r"2 tensors are on one side only, first: '0.bias'; interpolation needs two checkpoints of"
+    with pytest.raises(ValueError, match=one):
         WeightPath(
             nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Conv1d(2, 3, 1), nn.Linear(1, 1))[:0]
         )
@@ -165,6 +169,10 @@ def test_damaged_weights_are_refused_by_name():
     broken[3].bias.data[1] = float("nan")
     with pytest.raises(ValueError, match=r"end weights are not finite, first in '3.bias'"):
         WeightPath(network(1), broken)
+    with pytest.raises(
+        ValueError, match="the start weights are not finite, .* the training diverged"
+    ):
+        WeightPath(broken, network(1))
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf")])

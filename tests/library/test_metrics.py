@@ -99,6 +99,12 @@ def test_gradient_similarity_ignores_length(scale):
     assert gradient_similarity(a * scale, b) == pytest.approx(gradient_similarity(a, b), rel=1e-14)
 
 
+def test_gradient_similarity_is_a_cosine_in_spite_of_rounding():
+    for vector in np.random.default_rng(0).normal(size=(300, 7)):
+        assert 1 - 1e-15 < gradient_similarity(vector, vector) <= 1.0
+        assert -1.0 <= gradient_similarity(vector, -3 * vector) < -1 + 1e-15
+
+
 @pytest.mark.parametrize(
     ("displacement", "gradient", "message"),
     [
@@ -151,6 +157,8 @@ def test_backward_transfer_limit_is_similarity_times_gradient_norm():
     ("alphas", "losses", "length", "slope", "message"),
     [
         ([0.1, 1.0], [1.0, 1.0], 1.0, None, "must ascend from 0"),
+        ([[0.0, 1.0]], [1.0, 1.0], 1.0, None, r"^alphas has shape \(1, 2\)"),
+        ([0.0, 0.5, 1.0], [1.0, 1.0], 1.0, None, "3 alphas and 2 losses"),
         ([0.0, 2.0], [1.0, 1.0], 1.0, None, "end by 1"),
         ([0.0, 0.5, 0.5], [1.0] * 3, 1.0, None, "must ascend"),
         ([0.0], [1.0], 1.0, None, "1 alphas and 1 losses; pass pairs, two or more"),

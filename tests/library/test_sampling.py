@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
-from paintlib import PairObjective, Store, sampling, solver
+from paintlib import PairObjective, Store, normaliser, sampling, solver
 from paintlib.normalisation import NORMALISATIONS
 from paintlib.objective import ImageScores
 
@@ -77,6 +77,25 @@ def test_contributions_of_images_average_to_the_normalised_loss(build, kind):
 
 
 @pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_contributions_are_the_influence_of_each_image(build, kind):
+    """A little more weight on one image moves the normalised loss by its contribution."""
+    drawn, step = Drawn(), 1e-6
+    objective = build(kind, drawn)
+    objective(0.35)
+    for task, image in ((0, 0), (0, 123), (1, 7)):
+        losses = np.stack([drawn.at(alpha)[task] for alpha in (*ALPHAS, 0.35)])
+        values = []
+        for push in (step, -step):
+            weights = np.full(losses.shape[1], (1 - push) / losses.shape[1])
+            weights[image] += push
+            curve = losses @ weights
+            values.append(normaliser(kind, curve[:-1].tolist(), 4)(curve[-1]))
+        row = sampling.contributions(objective, 0.35)[task]
+        influence = (values[0] - values[1]) / (2 * step)
+        assert row[image] - row.mean() == pytest.approx(influence, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
 def test_standard_errors_agree_with_a_bootstrap(build, kind):
     drawn = Drawn()
     objective = build(kind, drawn)
@@ -86,7 +105,7 @@ def test_standard_errors_agree_with_a_bootstrap(build, kind):
     assert error == sampling.standard_error(objective, solution.trace)
 
 
-@pytest.mark.parametrize("kind", ["zero_shot", "minmax"])
+@pytest.mark.parametrize("kind", ["zero_shot", "minmax", "log_classes"])
 def test_bootstrap_agrees_with_one_in_plain_steps(build, kind):
     drawn = Drawn()
     losses = [np.stack([drawn.at(a)[i] for a in ALPHAS]) for i in range(2)]
@@ -104,6 +123,13 @@ def test_bootstrap_of_equal_images_has_no_spread():
     losses = [np.repeat(0.1 + (ALPHAS[:, None] - place) ** 2, 9, axis=1) for place in (0.2, 0.7)]
     found = sampling.bootstrap(ALPHAS, losses, [2, 2], "none", draws=20)
     assert found == pytest.approx((0.0, 0.0), abs=1e-12)
+
+
+def test_bootstrap_does_not_leave_the_bracket():
+    drawn = Drawn(shift=1.5)  # falls up to the end, and on
+    losses = [np.stack([drawn.at(a)[i] for a in ALPHAS]) for i in range(2)]
+    found = sampling.bootstrap(ALPHAS, losses, [4, 4], "none", draws=50)
+    assert found.alpha == 0 < found.value
 
 
 def test_standard_error_does_not_depend_on_which_solver_sampled(build):
@@ -178,10 +204,14 @@ def test_an_end_or_two_known_samples_give_an_error_of_the_value_only(build):
     error = sampling.standard_error(objective, solution)
     assert solution.status is solver.Status.AT_END
     assert math.isnan(error.alpha) and error.value > 0
-    objective = build()
-    objective(0.5)
-    error = sampling.standard_error(objective, solver.grid(build()))
-    assert error is None or math.isnan(error.alpha)
+    objective, samples = build(), solver.grid(build(), step=0.25).trace  # the lowest is at 0.5
+    for alpha in (0.25, 0.5):
+        objective(alpha)
+    assert sampling.standard_error(objective, samples[:3]).value > 0  # 0.5 is an end here
+    known = sampling.standard_error(objective, samples)  # by the images at 0, 0.25 and 0.5
+    assert known.alpha > 0
+    two = sampling.standard_error(objective, samples[1:])
+    assert math.isnan(two.alpha) and two.value == known.value
 
 
 def test_fresh_evaluations_of_a_model_know_their_images(pair):

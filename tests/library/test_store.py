@@ -63,6 +63,19 @@ def test_file_is_read_by_numpy_alone(tmp_path):
     assert Store(tmp_path / "s.npz").tasks == ("task.with.dots",)
 
 
+def test_losses_with_the_digits_of_float32_take_its_room_and_lose_nothing(tmp_path):
+    losses, correct = scored(1)
+    short = ImageScores(losses.astype("f4").astype("f8"), correct)
+    store = Store(tmp_path / "s.npz")
+    store.put(0.5, {"short": short, "long": scored(1)})
+    with np.load(tmp_path / "s.npz") as content:
+        assert (content["short.losses"].dtype, content["long.losses"].dtype) == ("<f4", "<f8")
+    again = Store(tmp_path / "s.npz")
+    assert same(again.get(0.5, "short"), short) and same(again.get(0.5, "long"), scored(1))
+    assert again.get(0.5, "short").losses.dtype == "f8"
+    assert again.get(0.5, "short").score == short.score
+
+
 def test_same_content_has_the_same_bytes_in_any_order(tmp_path):
     entries = [(alpha, task) for alpha in (0.0, 0.3, 1.0) for task in ("a", "b")]
     found = set()
