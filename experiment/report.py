@@ -238,7 +238,8 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
     status = "Commit, versions and times are on the page [Status](../status.html)"
-    return Markdown(f"{warning}*The run behind {len(pairs)} pairs: {line}. {status}.*")
+    what = "this pair" if len(pairs) == 1 else f"these {len(pairs)} pairs"
+    return Markdown(f"{warning}*The run behind {what}: {line}. {status}.*")
 
 
 def _common(values: Iterable[object]) -> str:
