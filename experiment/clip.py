@@ -14,27 +14,16 @@ from experiment.profiles import Standard
 from experiment.tasks import Task
 
 if TYPE_CHECKING:
-    from open_clip import CLIP
+    from open_clip import CLIP  # open_clip takes seconds to import, and only models need it
 
 
 def build_clip(
     embed_dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], vocabulary: Tensor
 ) -> CLIP:
-    """Build open_clip's CLIP with random weights for a compact vocabulary.
+    """Build open_clip's CLIP with random weights, for the token ids in `vocabulary`."""
+    import open_clip
 
-    Args:
-        embed_dim: width of the joint embedding.
-        vision: fields of `open_clip.CLIPVisionCfg`.
-        text: fields of `open_clip.CLIPTextCfg` but the vocabulary size.
-        vocabulary: token ids in use, as `Tokenizer.vocabulary`.
-    """
-    import open_clip  # takes seconds to import, and only models need it
-
-    return open_clip.CLIP(
-        embed_dim=embed_dim,
-        vision_cfg=open_clip.CLIPVisionCfg(**vision),
-        text_cfg=open_clip.CLIPTextCfg(vocab_size=len(vocabulary), **text),
-    )
+    return open_clip.CLIP(embed_dim, dict(vision), {**text, "vocab_size": len(vocabulary)})
 
 
 def empty_image_tower(architecture: str) -> nn.Module:
@@ -57,51 +46,36 @@ def text_model(
 
     Attention looks back only and the text is pooled at its end, so the padding up to 77 tokens
     changes nothing: a context as long as the longest text gives the same features, several times
-    faster. The image tower of the result means nothing.
-
-    Args:
-        architecture: its name in open_clip.
-        weights: everything of the CLIP but the image tower.
-        texts: what will be encoded.
-
-    Raises:
-        ValueError: the weights are not those of this architecture.
+    faster. `weights` are those of all but the image tower, which the result lacks.
     """
     import open_clip
 
     config = open_clip.get_model_config(architecture)
-    whole = open_clip.get_tokenizer(architecture)
-    context = int((whole(sorted(set(texts))) != 0).sum(1).max())
-    config["text_cfg"] = {**config["text_cfg"], "context_length": context}
+    tokens = open_clip.get_tokenizer(architecture)(sorted(set(texts)))
+    context = int((tokens != 0).sum(1).max())
+    config["text_cfg"]["context_length"] = context
     config["vision_cfg"] = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
-    clip = open_clip.CLIP(**config)
+    clip = open_clip.CLIP(**config).eval()
+    clip.visual = nn.Identity()
     short = {**weights, "positional_embedding": weights["positional_embedding"][:context]}
-    outcome = clip.load_state_dict(short, strict=False)
-    missing = [name for name in outcome.missing_keys if not name.startswith("visual.")]
-    if missing or outcome.unexpected_keys:
-        raise ValueError(
-            f"the text tower is not of {architecture}: {len(missing)} tensors are missing, "
-            f"{len(outcome.unexpected_keys)} unknown, first: "
-            f"{sorted([*missing, *outcome.unexpected_keys])[0]!r}"
-        )
-    return clip.eval(), open_clip.get_tokenizer(architecture, context_length=context)
+    try:
+        clip.load_state_dict(short)
+    except RuntimeError as error:
+        raise ValueError(f"the text tower is not of {architecture}: {error}") from error
+    return clip, open_clip.get_tokenizer(architecture, context_length=context)
 
 
 class Tokenizer:
     """CLIP's byte-pair tokenizer with its ids renumbered to those a small world uses.
 
-    The order of ids is kept: open_clip pools the text at the largest id, the end of the text.
-
-    Args:
-        context_length: tokens per text, padding included.
-        vocabulary: int64 ids in ascending order, as `vocabulary_of` returns them.
+    The order of ids is kept: open_clip pools the text at the largest one, the end of the text.
     """
 
     def __init__(self, context_length: int, vocabulary: Tensor) -> None:
         import open_clip
 
         self._encode = open_clip.SimpleTokenizer(context_length=context_length)
-        self.vocabulary = vocabulary
+        self.vocabulary = vocabulary  # int64, ascending
 
     @classmethod
     def covering(cls, texts: Iterable[str], context_length: int) -> Tokenizer:
@@ -110,52 +84,34 @@ class Tokenizer:
         return cls(context_length, torch.unique(whole._encode(sorted(set(texts)))))
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Return compact ids, int64 `(n, context_length)`.
-
-        Raises:
-            ValueError: a text needs a token outside the vocabulary.
-        """
+        """Return compact ids, int64 `(n, context_length)`; refuse a token of no known text."""
         ids = self._encode(texts)
         compact = torch.searchsorted(self.vocabulary, ids).clamp_(max=len(self.vocabulary) - 1)
         unknown = (self.vocabulary[compact] != ids).any(1)
         if unknown.any():
-            first = texts[int(unknown.nonzero()[0])]
             raise ValueError(
                 f"{int(unknown.sum())} texts use tokens the model was not trained with, "
-                f"first: {first!r}; pre-train with these texts in the vocabulary"
+                f"first: {texts[int(unknown.nonzero()[0])]!r}; "
+                "pre-train with these texts in the vocabulary"
             )
         return compact
 
 
 @torch.no_grad()  # an inference tensor could not be trained against
-def zero_shot_head(
-    model: CLIP, tokenize: Callable[[list[str]], Tensor], task: Task, at_once: int = 256
-) -> Tensor:
-    """Return the classifier that a task's prompts make, with the model's logit scale in it.
+def zero_shot_head(model: CLIP, tokenize: Callable[[list[str]], Tensor], task: Task) -> Tensor:
+    """Return the classifier `(classes, embed_dim)` of a task's prompts, logit scale included.
 
     Each prompt is embedded and normalised, the templates of a class are averaged and normalised
     again, and the rows are multiplied by `exp(logit_scale)`: the logits of a normalised image
     feature z are then `z @ head.T`.
-
-    Args:
-        model: a CLIP.
-        tokenize: turns texts into token ids `(n, context_length)`.
-        task: class names and templates.
-        at_once: prompts per forward pass.
-
-    Returns:
-        Float tensor `(classes, embed_dim)`.
     """
-    prompts = [prompt for name in task.classnames for prompt in task.prompts(name)]
-    device = model.logit_scale.device
-    features = torch.cat(
-        [
-            F.normalize(model.encode_text(tokenize(prompts[i : i + at_once]).to(device)), dim=-1)
-            for i in range(0, len(prompts), at_once)
-        ]
+    import open_clip
+
+    at_once, device = max(1, 256 // len(task.templates)), model.logit_scale.device
+    columns = open_clip.build_zero_shot_classifier(
+        model, tokenize, task.classnames, task.templates, at_once, device
     )
-    rows = features.view(len(task.classnames), len(task.templates), -1).mean(1)
-    head: Tensor = F.normalize(rows, dim=-1) * model.logit_scale.exp()
+    head: Tensor = columns.T.contiguous() * model.logit_scale.exp()
     return head
 
 
@@ -164,11 +120,7 @@ def classifier(
 ) -> Callable[[Tensor], Tensor]:
     """Return the map from images to logits through the image tower `visual` and `head`.
 
-    Args:
-        visual: the image tower.
-        head: `(classes, embed_dim)`, as `zero_shot_head` returns it, on the tower's device.
-        standard: the pixels that the tower reads.
-        autocast: half precision of the tower's products; None keeps the weights' own.
+    `autocast` is the half precision of the tower's products; None keeps the weights' own.
     """
 
     def logits(images: Tensor) -> Tensor:

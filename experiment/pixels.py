@@ -6,48 +6,34 @@ square that the model sees, so that every alpha, pair and later run reads them a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as V
 
+from experiment.locks import hold
 from experiment.profiles import Standard
 from experiment.tasks import Split
+from paintlib.files import replacing
+
+if TYPE_CHECKING:
+    from experiment.real.datasets import Pictures
 
 Fit = Literal["crop", "squash"]  # to evaluate: shorter side, centre; to train: the whole picture
-
-Pixels: TypeAlias = np.memmap[Any, np.dtype[Any]]
-
-_PIXELS = ("images", "sizes")
-_FLUSH = 4096  # pictures between two notes of how far decoding has come
-
-
-class Pictures(Protocol):
-    """Pictures of one split as they lie on disk, see `experiment.real.datasets.open_split`."""
-
-    @property
-    def labels(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def identity(self) -> str: ...  # noqa: D102
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Image.Image: ...
+_FLUSH = 4096  # pictures, of batches of 64, between two notes of how far decoding has come
 
 
 @lru_cache
@@ -73,16 +59,11 @@ def choose(pictures: Pictures, limit: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Decoded pictures of one split in a folder of their own.
+class Cache(Dataset[tuple[Tensor, Tensor]]):
+    """Decoded pictures of one split, of `rows` alone, in a folder of their own below `folder`.
 
-    Args:
-        folder: the folder of all caches.
-        pictures: what to decode.
-        rows: which of them.
-        size: height and width to store.
-        fit: `crop` resizes the shorter side and cuts out the centre, as CLIP is evaluated; `squash`
-            keeps the whole picture, from which a training crop is drawn in its own proportions.
+    `crop` resizes the shorter side to `size` and cuts out the centre, as CLIP is evaluated;
+    `squash` keeps the whole picture, from which a training crop is drawn in its own proportions.
     """
 
     folder: Path
@@ -90,6 +71,18 @@ class Cache:
     rows: Sequence[int]
     size: int
     fit: Fit
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Decode one picture: its pixels, and its width and height before."""
+        picture = self.pictures[self.rows[index]]
+        square = [self.size, self.size]
+        shape = square if self.fit == "squash" else [self.size]  # of the shorter side
+        resized = V.resize(picture, shape, InterpolationMode.BICUBIC)
+        pixels = V.pil_to_tensor(V.center_crop(resized, square))
+        return pixels, torch.tensor(picture.size, dtype=torch.int32)
 
     @property
     def key(self) -> str:
@@ -100,7 +93,7 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Return the size of the stored pixels."""
-        return len(self.rows) * 3 * self.size**2
+        return len(self) * 3 * self.size**2
 
     @property
     def ready(self) -> bool:
@@ -110,98 +103,83 @@ class Cache:
     def write(self, workers: int = 0) -> Iterator[int]:
         """Decode the pictures; a killed run goes on, a second process waits for the first.
 
-        Args:
-            workers: processes that decode; 0 decodes in this one.
-
-        Yields:
-            The number of pictures stored so far, to show the progress by.
-
-        Raises:
-            ValueError: a picture cannot be read, or the disk has not the room for all of them.
+        `workers` processes decode, or this one. Yields how many pictures are stored. A picture that
+        cannot be read or a disk without the room for all of them is a ValueError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / f"{self.key}.lock"):
-            if not self.ready:
-                yield from self._decode(workers)
-
-    def _decode(self, workers: int) -> Iterator[int]:
-        part, count = self.folder / f"{self.key}.part", len(self.rows)
-        try:
-            done = int((part / "done").read_text())
-            images, sizes = (np.load(part / f"{n}.npy", mmap_mode="r+") for n in _PIXELS)
-        except (OSError, ValueError, EOFError):
-            done, (images, sizes) = 0, self._begin(part)
-        source = _Resized(self.pictures, self.rows[done:], self.size, self.fit)
-        batches = iter(torch.utils.data.DataLoader(source, 64, num_workers=workers))
-        while done < count:
+        part = self.folder / f"{self.key}.part"
+        while not (lock := hold(self.folder / f"{self.key}.lock")):
+            time.sleep(0.2)
+        with lock:
+            if self.ready:
+                return
             try:
-                batch, proportions = next(batches)
+                done, (images, sizes) = int((part / "done").read_text()), _mapped(part, "r+")
+            except (OSError, ValueError, EOFError):  # nothing whole is there to go on from
+                self._begin(part)
+                done, (images, sizes) = 0, _mapped(part, "r+")
+            rest = DataLoader(Subset(self, range(done, len(self))), 64, num_workers=workers)
+            try:
+                for squares, proportions in rest:
+                    begin, done = done, done + len(squares)
+                    images[begin:done], sizes[begin:done] = squares, proportions
+                    if done % _FLUSH == 0 or done == len(self):
+                        images.flush()
+                        sizes.flush()
+                        with replacing(part / "done") as note:
+                            note.write_text(str(done))
+                    yield done
             except ValueError as error:  # a worker wraps the message in its traceback
+                error.__traceback__ = None  # or the workers would end in 5 seconds each
                 shutil.rmtree(part)  # the picture's successor will make it another cache
                 raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from None
-            images[done : done + len(batch)] = batch.numpy()
-            sizes[done : done + len(batch)] = proportions.numpy()
-            before, done = done, done + len(batch)
-            if before // _FLUSH != done // _FLUSH:
-                images.flush()
-                sizes.flush()
-                (part / "now").write_text(str(done))
-                os.replace(part / "now", part / "done")
-            yield done
-        images.flush()
-        sizes.flush()
-        np.save(part / "labels.npy", self.pictures.labels[list(self.rows)].numpy())
-        (part / "done").unlink(missing_ok=True)
-        os.replace(part, self.folder / self.key)
+            np.save(part / "labels.npy", self.pictures.labels[list(self.rows)].numpy())
+            os.replace(part, self.folder / self.key)
 
-    def _begin(self, part: Path) -> tuple[Pixels, Pixels]:
+    def _begin(self, part: Path) -> None:
+        """Make room for all pictures: a disk that filled up later would kill the process."""
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        count, side = len(self.rows), self.size
+        make, count, side = np.lib.format.open_memmap, len(self), self.size
         try:
-            if self.bytes > shutil.disk_usage(part).free:
-                raise OSError(f"{shutil.disk_usage(part).free / 1e9:.1f} GB are left")
-            images = np.lib.format.open_memmap(
-                part / "images.npy", "w+", np.uint8, (count, 3, side, side)
-            )
-            if hasattr(os, "posix_fallocate"):  # else a full disk would kill a later write
+            make(part / "images.npy", "w+", np.uint8, (count, 3, side, side))
+            make(part / "sizes.npy", "w+", np.int32, (count, 2))
+            if hasattr(os, "posix_fallocate"):  # not on macOS
                 with (part / "images.npy").open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-            sizes = np.lib.format.open_memmap(part / "sizes.npy", "w+", np.int32, (count, 2))
+                    os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
         except OSError as error:
             shutil.rmtree(part)
             raise ValueError(
                 f"{self.folder} has no room for this split's {self.bytes / 1e9:.1f} GB ({error}); "
                 "free some, or make that folder a link to one on a larger disk"
             ) from error
-        return images, sizes
+
+
+def _mapped(home: Path, mode: Literal["r+", "c"]) -> tuple[Any, Any]:
+    images, sizes = (np.load(home / f"{name}.npy", mmap_mode=mode) for name in ("images", "sizes"))
+    return images, sizes
 
 
 def load(folder: Path, key: str, squashed: bool = False) -> Split:
-    """Return the split of a cache; its pixels stay on disk until they are read.
-
-    Raises:
-        ValueError: the cache is missing or damaged.
-    """
+    """Return the split of a cache; its pixels stay on disk until they are read."""
     home = folder / key
     try:
         # copy on write: torch wants memory it may write to, and the file is left alone
-        images, sizes = (np.load(home / f"{n}.npy", mmap_mode="c") for n in _PIXELS)
+        images, sizes = _mapped(home, "c")
         labels = np.load(home / "labels.npy")
         if not len(images) == len(sizes) == len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"the decoded images in {home} cannot be read ({error}); delete that folder and decode "
-            "them again"
+            f"the decoded images in {home} cannot be read ({error}); "
+            "delete that folder and decode them again"
         ) from error
-    proportions = torch.from_numpy(np.asarray(sizes)) if squashed else None
-    return Split(torch.from_numpy(np.asarray(images)), torch.from_numpy(labels), proportions)
+    images, sizes, labels = map(torch.from_numpy, (images, sizes, labels))
+    return Split(images, labels, sizes if squashed else None)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a split on a device, in order.
+    """The batches of a split on a device, in order: uint8 images and int64 labels.
 
     On a GPU each batch is copied from pinned memory without waiting: the next one is read from disk
     while this one is computed.
@@ -212,15 +190,9 @@ class Batches:
     device: torch.device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images uint8 `(size, 3, height, width)` and labels int64 `(size,)`."""
-        for images, labels in zip(
-            self.split.images.split(self.size), self.split.labels.split(self.size), strict=True
-        ):
+        columns = (column.split(self.size) for column in self.split[:2])
+        for images, labels in zip(*columns, strict=True):
             yield to_device(images, self.device), to_device(labels, self.device)
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-len(self.split.labels) // self.size)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -236,13 +208,8 @@ def random_resized_crop(images: Tensor, sizes: Tensor, seed: int) -> Tensor:
     The boxes are those that torchvision draws for a picture of the original proportions: squashing
     first and cutting then is one affine map, so it can be done on the device, batch by batch.
 
-    Args:
-        images: uint8 `(n, 3, side, side)`, squashed.
-        sizes: `(n, 2)`, width and height of each picture before.
-        seed: decides the boxes.
-
-    Returns:
-        Float `(n, 3, side, side)` of range 0..255.
+    `sizes` `(n, 2)` are width and height of each picture before, `seed` decides the boxes. The
+    result is of the same shape and range, 0..255, in floats.
     """
     theta = torch.empty(len(images), 2, 3)
     with torch.random.fork_rng(devices=[]):
@@ -258,29 +225,3 @@ def random_resized_crop(images: Tensor, sizes: Tensor, seed: int) -> Tensor:
         images.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
     )
     return cropped.clamp_(0, 255)
-
-
-class _Resized(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Pictures decoded and resized, with their proportions before."""
-
-    def __init__(self, pictures: Pictures, rows: Sequence[int], side: int, fit: Fit) -> None:
-        self.pictures, self.rows, self.side, self.fit = pictures, rows, side, fit
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        picture = self.pictures[self.rows[index]]
-        bicubic, side = V.InterpolationMode.BICUBIC, self.side
-        if self.fit == "squash":
-            square = V.resize(picture, [side, side], bicubic)
-        else:
-            square = V.center_crop(V.resize(picture, [side], bicubic), [side, side])
-        return V.pil_to_tensor(square), torch.tensor(picture.size, dtype=torch.int32)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:  # the system drops the lock when this process is gone
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

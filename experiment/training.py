@@ -1,16 +1,17 @@
 """Pre-training a small CLIP and fine-tuning its image tower, killed and resumed at any step.
 
-Both are generators of steps, so that the caller shows the progress: `for step in tqdm(...)`.
+Both are generators of the steps that remain, so that the caller shows the progress. At the end the
+model is in evaluation mode. With a `checkpoint` file, a later call with the same arguments goes on
+from it; one that another run left, and a loss that is not finite, are a ValueError.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,7 @@ if TYPE_CHECKING:
     from open_clip import CLIP
 
 
-class Step(NamedTuple):
-    """One finished step: its number, from 1, and the loss of its batch (still on the device)."""
-
-    number: int
-    loss: Tensor
+Step: TypeAlias = tuple[int, Tensor]  # its number, from 1, and the loss, still on the device
 
 
 def pretrain(
@@ -47,21 +44,8 @@ def pretrain(
 ) -> Iterator[Step]:
     """Train both towers of `model` in place by open_clip's contrastive loss.
 
-    Args:
-        model: a CLIP.
-        images: uint8 `(n, 3, height, width)`.
-        tokens: int64 `(m, context_length)`, the distinct captions.
-        captions: int64 `(n,)`, the caption of each image as a row of `tokens`.
-        standard: the pixels that the image tower reads.
-        recipe: the optimiser's settings; weights of one dimension are not decayed.
-        seed: decides the order of the images.
-        checkpoint: where to keep the state; a later call with the same arguments goes on there.
-
-    Yields:
-        One `Step` per step that remained to be done. At the end the model is in evaluation mode.
-
-    Raises:
-        ValueError: the checkpoint belongs to another run, or a loss is not finite.
+    `captions` names the caption of each image by its row in `tokens`, which are encoded once per
+    batch. Weights of one dimension are not decayed.
     """
     import open_clip
 
@@ -69,17 +53,13 @@ def pretrain(
 
     def loss(step: int) -> Tensor:
         rows = batch(len(images), recipe.batch_size, step, seed)
-        # each distinct caption of the batch is encoded once
         distinct, position = torch.unique(captions[rows], return_inverse=True)
         image = F.normalize(model.encode_image(standardise(images[rows], standard)), dim=-1)
         text = F.normalize(model.encode_text(tokens[distinct]), dim=-1)[position]
         value: Tensor = contrastive(image, text, model.logit_scale.exp())
         return value
 
-    def clamp() -> None:
-        model.logit_scale.clamp_(0, math.log(100))
-
-    yield from _fit(model, loss, recipe, f"pretrain seed {seed}", checkpoint, clamp, spare=True)
+    yield from _fit(model, loss, recipe, f"pretrain seed {seed}", checkpoint, pretraining=True)
 
 
 def finetune(
@@ -95,23 +75,8 @@ def finetune(
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
 
     Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
-    they are.
-
-    Args:
-        visual: the image tower.
-        logits: images to logits through `visual` and a frozen head, as `clip.classifier` makes.
-        split: the images to train on.
-        recipe: the optimiser's settings.
-        seed: decides the order of the images and their crops.
-        identity: what else decides the result (images, head, precision), so that a checkpoint left
-            by other ones is refused.
-        checkpoint: where to keep the state; a later call with the same arguments goes on there.
-
-    Yields:
-        One `Step` per step that remained to be done. At the end `visual` is in evaluation mode.
-
-    Raises:
-        ValueError: the checkpoint belongs to another run, or a loss is not finite.
+    they are. `identity` says what else decides the result (images, head, precision), so that a
+    checkpoint left by other ones is refused.
     """
     device = next(visual.parameters()).device
 
@@ -129,20 +94,12 @@ def batch(count: int, size: int, step: int, seed: int) -> Tensor:
     """Return the rows of `step`'s batch: a fresh permutation each epoch, the remainder dropped.
 
     It depends on its arguments alone, so that a resumed run sees the same batches.
-
-    Raises:
-        ValueError: there are fewer images than one batch holds.
     """
     if count < size:
         raise ValueError(f"a batch of {size} cannot be drawn from {count} images")
     epoch, position = divmod(step, count // size)
-    return _permutation(count, seed, epoch)[position * size : (position + 1) * size]
-
-
-@lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
 
 
 def _fit(
@@ -151,22 +108,32 @@ def _fit(
     recipe: Recipe,
     identity: str,
     checkpoint: Path | None,
-    after_step: Callable[[], None] = lambda: None,
-    spare: bool = False,
+    pretraining: bool = False,
 ) -> Iterator[Step]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decayed = [p for p in named.values() if p.ndim >= 2 or not spare]
-    plain = [p for p in named.values() if p.ndim < 2 and spare]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    spared = [p for p in named.values() if pretraining and p.ndim < 2]
+    decayed = [p for p in named.values() if not (pretraining and p.ndim < 2)]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(
-        groups,
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=True,
+        groups, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-    identity = f"{identity} {recipe} {weights.digest({'start': _fingerprint(model)})}"
-    start = _resume(checkpoint, identity, model, optimiser, named) if checkpoint else 0
+    sums = torch.stack([p.detach().double().sum() for p in model.parameters()])
+    identity = f"{identity} {recipe} {weights.digest({'start': sums})}"
+    start = 0
+    if checkpoint and checkpoint.exists():
+        state, metadata = weights.load(checkpoint)
+        if metadata.get("identity") != identity:
+            raise ValueError(
+                f"{checkpoint} was left by a run with other settings, images or starting weights; "
+                "delete it to train from the start"
+            )
+        model.load_state_dict({name: state[f"model.{name}"] for name in model.state_dict()})
+        for name, parameter in named.items():
+            optimiser.state[parameter] = {
+                key: state[f"optimiser.{key}.{name}"].to(parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        start = int(metadata["step"])
     on_cpu = next(model.parameters()).device.type == "cpu"
     model.train()
     for step in range(start, recipe.steps):
@@ -179,8 +146,8 @@ def _fit(
             loss.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
         optimiser.step()
-        with torch.no_grad():
-            after_step()
+        if pretraining:
+            named["logit_scale"].data.clamp_(0, math.log(100))
         done = step + 1
         if done % recipe.checkpoint_every == 0 or done == recipe.steps:
             if not torch.isfinite(loss):
@@ -189,49 +156,21 @@ def _fit(
                     "lower the learning rate of the recipe"
                 )
             if checkpoint and done < recipe.steps:
-                state = {f"model.{k}": v for k, v in model.state_dict().items()}
+                state = {f"model.{name}": value for name, value in model.state_dict().items()}
                 for name, parameter in named.items():
                     for key, value in optimiser.state[parameter].items():
                         state[f"optimiser.{key}.{name}"] = value
                 weights.save(checkpoint, state, step=done, identity=identity)
-        yield Step(done, loss.detach())
+        yield done, loss.detach()
     model.eval()
-
-
-def _fingerprint(model: nn.Module) -> Tensor:
-    return torch.stack([p.detach().double().sum() for p in model.parameters()]).cpu()
-
-
-def _resume(
-    checkpoint: Path,
-    identity: str,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    named: Mapping[str, nn.Parameter],
-) -> int:
-    if not checkpoint.exists():
-        return 0
-    state, metadata = weights.load(checkpoint)
-    if metadata.get("identity") != identity:
-        raise ValueError(
-            f"{checkpoint} was left by a run with other settings, images or starting weights; "
-            "delete it to train from the start"
-        )
-    model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-    for name, parameter in named.items():
-        optimiser.state[parameter] = {
-            key: state[f"optimiser.{key}.{name}"].to(parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    return int(metadata["step"])
 
 
 def watch(steps: Iterable[Step], total: int, what: str) -> None:
     """Go through `steps` with a progress bar, which counts from where a killed run went on."""
     with bar(None, what, total=total) as progress:
-        for step in steps:
-            if step.number > progress.n + 1:
-                progress.initial = step.number - 1  # resumed: the time left counts from here
-            progress.update(step.number - progress.n)
-            if step.number % 50 == 0:
-                progress.set_postfix(loss=f"{float(step.loss):.3f}", refresh=False)
+        for number, loss in steps:
+            if number > progress.n + 1:
+                progress.initial = number - 1  # resumed: the time left counts from here
+            progress.update(number - progress.n)
+            if number % 50 == 0:
+                progress.set_postfix(loss=f"{float(loss):.3f}", refresh=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,15 +15,11 @@ from paintlib.files import replacing
 if TYPE_CHECKING:  # torch takes seconds to import, and `metadata` does without
     from torch import Tensor
 
+_REMEDY = "delete it and run the command again to rebuild it"
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], **metadata: object) -> str:
-    """Write tensors as safetensors, whole or not at all, and return their digest.
-
-    Args:
-        path: the file; its folder is made.
-        tensors: name to tensor; copied to the CPU.
-        metadata: kept as strings in the file's header, beside the SHA-256 digest of the tensors.
-    """
+    """Write tensors, with metadata as strings beside their digest; return the digest."""
     from safetensors.torch import save_file
 
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -33,37 +30,19 @@ def save(path: Path, tensors: Mapping[str, Tensor], **metadata: object) -> str:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save` wrote: the tensors and the metadata.
-
-    Raises:
-        ValueError: the file is missing, truncated or altered; it is named, and nothing half read
-            is returned.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+    """Read the tensors and the metadata; a missing, truncated or altered file is a ValueError."""
+    with _opened(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
     if metadata.get("digest") != digest(tensors):
-        raise ValueError(
-            f"{path} does not hold what was written to it; "
-            "delete it and run the command again to rebuild it"
-        )
+        raise ValueError(f"{path} does not hold what was written to it; {_REMEDY}")
     return tensors, metadata
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of what `save` wrote, without its tensors and without torch.
-
-    Raises:
-        ValueError: the file is missing or no safetensors.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+    """Read the metadata without the tensors and without torch; errors as `load`."""
+    with _opened(path, "numpy") as file:
+        return dict(file.metadata() or {})
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -78,8 +57,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read as safetensors ({error}); "
-        "delete it and run the command again to rebuild it"
-    )
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}); {_REMEDY}") from error

@@ -119,12 +119,10 @@ class WeightPath:
 
     def _buffer(self, model: nn.Module) -> Tensor:
         tensors = model.state_dict(keep_vars=True)
-        flat = self._bound.get(model)
-        views = {} if flat is None else self.unflatten(flat)
-        if flat is not None and all(
-            tensors[n].data_ptr() == v.data_ptr() for n, v in views.items()
-        ):
-            return flat
+        if (flat := self._bound.get(model)) is not None:
+            views = self.unflatten(flat).items()
+            if all(tensors[name].data_ptr() == view.data_ptr() for name, view in views):
+                return flat
         integers = {name: first for name, (first, _) in self._integers.items()}
         _check_same_tensors({**self.unflatten(self.start), **integers}, tensors)
         ours = self.start.dtype, self.start.device

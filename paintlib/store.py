@@ -114,9 +114,8 @@ class Store:
             rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
                 values = np.array(column)
-                if name == "losses" and (values == values.astype("<f4")).all():
-                    values = values.astype("<f4")  # nothing is lost
-                arrays[f"{task}.{name}"] = values
+                lossless = name == "losses" and (values == values.astype("<f4")).all()
+                arrays[f"{task}.{name}"] = values.astype("<f4") if lossless else values
         with replacing(self.file) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

@@ -3,21 +3,20 @@
 Pictures are read where the official archives unpack to, through torchvision where it knows the
 data set; `python -m experiment data` says what is there and fetches what can be fetched.
 
-Three splits each. "test" is the official test set. "validation" is a tenth of the official
-training set, at most 5,000 pictures, and "train" is the rest. Where a data set brings a validation
-set of its own: DTD's is part of the training set, RESISC45's is not used. EuroSAT has no official
-split, see `eurosat_indices`.
+"test" is the official test set, "validation" a tenth of the official training set, at most 5,000
+pictures, and "train" is the rest. Of validation sets that a data set brings, DTD's is part of the
+training set, RESISC45's is not used. EuroSAT has no official split, see `eurosat_indices`.
 """
 
-import codecs
 import hashlib
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,50 +32,39 @@ from experiment.tasks import SPLITS, Task
 
 COMMAND = ".venv/bin/python -m experiment data --data FOLDER"
 IMAGENET_TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
-NEEDS = {name: data.needs for name, data in DATA_SETS.items()}
-"""What has to lie under the data folder; ImageNet, and the lists of two others, have a choice."""
-
-_T = TypeVar("_T")
 _REMEDY = f"`{COMMAND}` shows what is found, and how to get the rest"
-# SHA-256 of the 1,000 class folders of ILSVRC2012, sorted, one a line
-_WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+_HARMLESS = ("numpy.ndarray", "numpy._core.multiarray._reconstruct", "_codecs.encode")
+
+# an official training or test set: paths of files in a folder, or pixels in an array; then labels
+_Whole: TypeAlias = tuple[
+    Path, Sequence[str] | npt.NDArray[np.uint8], Sequence[int] | npt.NDArray[np.int64]
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of one split, decoded when asked for.
+    """The pictures of one split, decoded when asked for; a broken one is a ValueError.
 
-    Attributes:
-        labels: int64, shape (n,).
-        identity: SHA-256 that says which pictures these are, in this order: over the labels with
-            the paths and sizes of the files, or with the pixels where a file holds many pictures.
-        folder: What the paths in `content` are relative to, or where the pixels came from.
-        content: uint8 pixels, shape (n, height, width) or (n, height, width, 3); or paths, shape
-            (n,), as bytes, which take a fifth of the memory of as many `str`.
+    `content` holds uint8 pixels `(n, height, width)` or `(n, height, width, 3)`; or paths relative
+    to `folder`, as bytes, which take a fifth of the memory of as many `str`.
     """
 
-    labels: Tensor
-    identity: str
-    folder: Path
+    labels: Tensor  # int64 (n,)
+    identity: str  # SHA-256 of the labels, with pixels, or with paths and sizes of the files
+    folder: Path  # or file, where the pixels came from
     content: npt.NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Return picture `index` in RGB.
-
-        Raises:
-            ValueError: If the file cannot be decoded.
-        """
         if self.content.dtype == np.uint8:
             return Image.fromarray(self.content[index]).convert("RGB")
         path = self.folder / os.fsdecode(self.content[index])
         try:
             with path.open("rb") as stream, Image.open(stream) as image:
-                if image.mode == "P":  # straight to RGB warns where the palette is transparent
-                    return image.convert("RGBA").convert("RGB")
-                return image.convert("RGB")
+                # straight from a palette to RGB warns where the palette is transparent
+                return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"picture {index} cannot be read: {path} ({error}); "
@@ -91,9 +79,6 @@ def task(name: str, root: Path) -> Task:
     ImageNet's come from open_clip, with two repairs. That list names classes 657 and 744 both
     "missile" and classes 836 and 837 both "sunglasses", so one of each pair could never be
     predicted. Here 744 is "projectile" and 836 is "sunglass", as in WordNet.
-
-    Raises:
-        ValueError: If the name is unknown, or names on disk are absent or of the wrong number.
     """
     data = facts.get(name)
     classnames, templates = list(data.classnames), data.templates
@@ -114,31 +99,24 @@ def task(name: str, root: Path) -> Task:
 
 
 def missing(names: Iterable[str], root: Path) -> dict[str, str]:
-    """Return for each data set that cannot be read what it lacks and the remedy.
-
-    Looks for folders and key files only; no picture is opened.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    root = Path(root).expanduser()
-    lacks = {name: _lack(name, root) for name in names}
-    return {name: str(_refusal(name, lack)) for name, lack in lacks.items() if lack}
+    """Return what each data set that cannot be read lacks, and the remedy; open no picture."""
+    root, reasons = Path(root).expanduser(), {}
+    for name in names:
+        needs = _needs(name, root)
+        if absent := [path for path in needs if not path.exists()]:
+            lack = f"{len(absent)} of {len(needs)} paths are absent, first: {absent[0]}"
+            tar = absent[0].with_name(IMAGENET_TARS.get(absent[0].name, "none"))
+            if tar.is_file():
+                lack = f"{tar} is not unpacked: `{COMMAND} --fetch ImageNet`"
+            reasons[name] = str(_refusal(name, lack if root.is_dir() else f"no folder {root}"))
+    return reasons
 
 
 def fingerprint(name: str, root: Path) -> str:
-    """Return a digest of the times and sizes of a data set's key files and folders.
-
-    It says cheaply whether the data set may have changed since it was decoded; what was decoded is
-    told by `Pictures.identity`.
-    """
-    root, data = Path(root).expanduser(), facts.get(name)
-    paths = [root / need for need in data.needs]
-    paths += [root / folder / file for folder in data.beside for file in data.lists]
-    if folder := {"ImageNet": imagenet_folder(root), "DTD": root / "dtd"}.get(name):
-        paths += [folder / "train", folder / "val"]
+    """Return a digest of times and sizes of key files: it says cheaply what may have changed."""
+    root = Path(root).expanduser()
     digest = hashlib.sha256()
-    for path in filter(Path.exists, paths):
+    for path in filter(Path.exists, _needs(name, root)):
         seen = path.stat()
         size = seen.st_size if path.is_file() else 0  # a folder's depends on the file system
         digest.update(f"{path.relative_to(root)} {size} {seen.st_mtime_ns}\n".encode())
@@ -146,80 +124,23 @@ def fingerprint(name: str, root: Path) -> str:
 
 
 def open_split(name: str, root: Path, split: str) -> Pictures:
-    """Open one split of one data set.
-
-    Args:
-        name: One of `facts.DATA_SETS`.
-        root: The data folder, which holds the official folders of all data sets.
-        split: "train", "validation" or "test"; the first two divide the official training set.
-
-    Raises:
-        ValueError: If name or split are unknown, or files are absent, unreadable or not those of
-            this data set.
-    """
+    """Open one split of a data set; absent, unreadable or other files are a ValueError."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     root = _require(name, root)
-    whole = _READERS[name](name, root, "test" if split == "test" else "train")
-    indices = np.arange(len(whole.content))
-    if name == "EuroSAT":
-        indices = eurosat_indices(len(indices))[split == "test"]
-    if split != "test":
-        indices = indices[validation_indices(len(indices))[split == "validation"]]
-    return _pictures(name, whole, indices)
-
-
-def validation_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Divide n training pictures into training and validation, see `facts.held_out`.
-
-    The same as `torch.utils.data.random_split` with a generator of seed 0.
-
-    >>> training, validation = validation_indices(60_000)
-    >>> int(training[0]), len(training), len(validation)
-    (36044, 55000, 5000)
-    """
-    if n < 2:
-        raise ValueError(f"{n} training pictures cannot be divided into training and validation")
-    order, held = _order(n), facts.held_out(n)
-    return order[: n - held], order[n - held :]
-
-
-def eurosat_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return training and test indices of EuroSAT, which has no official split.
-
-    Sizes are PAINT's, 21,600 and 2,700 of 27,000; it says of the draw only that it was random.
-    This one is the first eight tenths and the last tenth of a permutation of seed 0. The tenth
-    between them is in the place of PAINT's own validation set and is not used.
-
-    >>> training, test = eurosat_indices(27_000)
-    >>> len(training), len(test)
-    (21600, 2700)
-    """
-    order, tenth = _order(n), n // 10
-    return order[: n - 2 * tenth], order[n - tenth :]
-
-
-def _order(n: int) -> npt.NDArray[np.int64]:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
-
-
-class _Whole(NamedTuple):
-    """An official training or test set: paths of files in `folder`, or pixels in an array."""
-
-    folder: Path
-    content: Sequence[str] | npt.NDArray[np.uint8]
-    labels: Sequence[int] | npt.NDArray[Any]
-
-
-def _pictures(name: str, whole: _Whole, indices: npt.NDArray[np.int64]) -> Pictures:
-    folder, content, last = whole.folder, whole.content, DATA_SETS[name].classes - 1
-    labels = np.asarray(whole.labels, dtype=np.int64)
+    folder, content, numbers = _READERS[name](name, root, "test" if split == "test" else "train")
+    labels, last = np.asarray(numbers, dtype=np.int64), DATA_SETS[name].classes - 1
     if len(labels) != len(content):
         raise _refusal(name, f"{len(content)} pictures but {len(labels)} labels in {folder}")
     wrong = np.flatnonzero((labels < 0) | (labels > last))
     if len(wrong):
         first = f"picture {wrong[0]} has {labels[wrong[0]]}, in {folder}"
         raise _refusal(name, f"{len(wrong)} labels lie outside 0..{last}, first: {first}")
+    indices = np.arange(len(content))
+    if name == "EuroSAT":
+        indices = eurosat_indices(len(indices))[split == "test"]
+    if split != "test":
+        indices = indices[validation_indices(len(indices))[split == "validation"]]
     if not len(indices):
         raise _refusal(name, f"no pictures in this split of {folder}")
     labels = labels[indices]
@@ -230,7 +151,7 @@ def _pictures(name: str, whole: _Whole, indices: npt.NDArray[np.int64]) -> Pictu
         digest.update(array.data)
         digest.update(labels.data)
         return Pictures(torch.from_numpy(labels), digest.hexdigest(), folder, array)
-    files, absent = [content[i] for i in indices], []
+    files, absent = [content[i] for i in indices.tolist()], []
     for file, label in zip(files, labels, strict=True):
         try:
             size = os.stat(f"{folder}{os.sep}{file}").st_size
@@ -244,6 +165,25 @@ def _pictures(name: str, whole: _Whole, indices: npt.NDArray[np.int64]) -> Pictu
     return Pictures(torch.from_numpy(labels), digest.hexdigest(), folder, encoded)
 
 
+def validation_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Divide n training pictures as `torch.utils.data.random_split` with seed 0 does."""
+    if n < 2:
+        raise ValueError(f"{n} training pictures cannot be divided into training and validation")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
+    kept = n - facts.held_out(n)
+    return order[:kept], order[kept:]
+
+
+def eurosat_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return training and test indices of EuroSAT: eight tenths and the last one, seed 0.
+
+    Sizes are PAINT's, 21,600 and 2,700 of 27,000; it says of the draw only that it was random. The
+    tenth between them is in the place of PAINT's own validation set and is not used.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
+    return order[: n - 2 * (n // 10)], order[n - n // 10 :]
+
+
 def _refusal(name: str, problem: str) -> ValueError:
     return ValueError(f"{name}: {problem}; {_REMEDY}")
 
@@ -254,184 +194,25 @@ def _require(name: str, root: Path) -> Path:
     return Path(root).expanduser()
 
 
-def _lack(name: str, root: Path) -> str:
-    """Say what is absent, or return an empty string."""
+def _needs(name: str, root: Path) -> list[Path]:
+    """Return the files and folders that a data set cannot be read without, its lists last."""
     data = facts.get(name)
-    if not root.is_dir():
-        return f"there is no folder {root}"
     if name == "ImageNet":
-        return _imagenet_lack(root)
+        return [imagenet_folder(root) / part for part in IMAGENET_TARS]
     if name == "DTD" and _dtd_merged(root):
-        return ""
-    if absent := [path for path in data.needs if not (root / path).exists()]:
-        return f"{len(absent)} of {len(data.needs)} paths absent from {root}, first: {absent[0]}"
-    for file in data.lists:
-        if not _found(name, root, file):
-            places = ", ".join(str(root / folder) for folder in data.beside)
-            return f"no list {file} of the official split in any of {places}"
-    return ""
+        return [root / "dtd/train", root / "dtd/val"]
+    places = [[root / folder / file for folder in data.beside] for file in data.lists]
+    lists = [next(filter(Path.is_file, paths), paths[0]) for paths in places]
+    return [root / need for need in data.needs] + lists
 
 
-def _found(name: str, root: Path, file: str) -> list[Path]:
-    paths = [root / folder / file for folder in DATA_SETS[name].beside]
-    return [path for path in paths if path.is_file()]
-
-
-def _lines(file: Path) -> list[str]:
-    text = _reading(file, lambda file: file.read_text(encoding="utf-8"))
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _reading(source: Path, read: Callable[[Path], _T]) -> _T:
-    """Call `read`; turn whatever a broken file makes it raise into a `ValueError` that names it."""
-    try:
-        return read(source)
-    except Exception as error:  # torchvision, scipy and pickle raise a dozen kinds
-        raise ValueError(
-            f"{source} cannot be read ({type(error).__name__}: {error}); "
-            f"move it away, then {_REMEDY}"
-        ) from error
-
-
-def imagenet_folder(root: Path) -> Path | None:
-    """Return the folder that holds ImageNet's `train` and `val`, or its archives, or None."""
-    for folder in (root / "imagenet", root / "ImageNet"):
-        if any((folder / part).exists() for part in (*IMAGENET_TARS, *IMAGENET_TARS.values())):
-            return folder
+def imagenet_folder(root: Path) -> Path:
+    """Return the folder that has or is to have ImageNet's `train` and `val`, or their archives."""
     own = ("train/n01440764", "val/n01440764", *IMAGENET_TARS.values())
-    return root if any((root / part).exists() for part in own) else None
-
-
-def _imagenet_lack(root: Path) -> str:
-    folder = imagenet_folder(root)
-    if folder is None:
-        return f"no folder `train` with 1000 class folders in {root / 'imagenet'} or {root}"
-    for part, tar in IMAGENET_TARS.items():
-        if (folder / tar).is_file() and not (folder / part).is_dir():
-            return f"{folder / tar} is not unpacked: `{COMMAND} --fetch ImageNet`"
-        if not (folder / part).is_dir():
-            return f"no folder {folder / part}, nor {tar}"
-    return ""
-
-
-def _imagenet(name: str, root: Path, part: str) -> _Whole:
-    folder = imagenet_folder(root) or root
-    pictures = folder / ("train" if part == "train" else "val")
-    wnids = sorted(entry.name for entry in os.scandir(pictures) if entry.is_dir())
-    if len(wnids) != 1000 or hashlib.sha256("\n".join(wnids).encode()).hexdigest() != _WNIDS:
-        ends = f", {wnids[0]} to {wnids[-1]}" if wnids else ""
-        expected = "expected the 1000 of ILSVRC2012, n01440764 to n15075141, with their pictures"
-        raise _refusal(name, f"{len(wnids)} folders in {pictures}{ends}; {expected}")
-    return _by_folder(name, folder, pictures)
-
-
-_ARRAY = np.empty(0).__reduce__()[0]
-_HARMLESS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): lambda kind, *flags: np.dtype(kind),  # flags are 0 and 1 in old pickles
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _ARRAY,
-    ("_codecs", "encode"): codecs.encode,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numbers, text and arrays only, since a pickle can otherwise run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
-        return _HARMLESS[module, name]
-
-
-def _unpickle(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        content = _ArrayUnpickler(stream, encoding="latin1").load()
-    if not isinstance(content, dict):
-        raise ValueError("expected a dictionary")
-    return content
-
-
-def _cifar(name: str, root: Path, part: str) -> _Whole:
-    # Not through torchvision: it unpickles without restraint once its checksum holds.
-    data = DATA_SETS[name]
-    *train, test, meta = (root / need for need in data.needs)
-    kind = "fine_" if name == "CIFAR100" else ""
-    on_disk = _reading(meta, lambda file: _unpickle(file)[f"{kind}label_names"])
-    if tuple(word.replace("_", " ") for word in on_disk) != data.classnames:
-        raise _refusal(name, f"the class names in {meta} are not those of {name}")
-
-    def read(file: Path) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        batch = _unpickle(file)
-        pixels = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        return pixels.transpose(0, 2, 3, 1), batch[f"{kind}labels"]
-
-    batches = [_reading(file, read) for file in (train if part == "train" else [test])]
-    labels = [label for _, numbers in batches for label in numbers]
-    return _Whole(root / data.folder, np.concatenate([pixels for pixels, _ in batches]), labels)
-
-
-def _stl10(name: str, root: Path, part: str) -> _Whole:
-    # Not through torchvision, which sums all 3 GB at each opening.
-    def read(folder: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        pixels = np.fromfile(folder / f"{part}_X.bin", np.uint8).reshape(-1, 3, 96, 96)
-        labels = np.fromfile(folder / f"{part}_y.bin", np.uint8).astype(np.int64) - 1
-        return pixels.transpose(0, 3, 2, 1), labels  # from channel, column, row
-
-    folder = root / DATA_SETS[name].folder
-    return _Whole(folder, *_reading(folder, read))
-
-
-def _svhn(name: str, root: Path, part: str) -> _Whole:
-    def read(file: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        content = loadmat(file)
-        labels = content["y"].astype(np.int64).ravel()
-        return content["X"].transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels)
-
-    file = root / f"{part}_32x32.mat"
-    return _Whole(file, *_reading(file, read))
-
-
-def _mnist(name: str, root: Path, part: str) -> _Whole:
-    folder = root / DATA_SETS[name].folder
-    mnist = _reading(folder, lambda _: getattr(datasets, name)(str(root), part == "train"))
-    return _Whole(folder, mnist.data.numpy(), mnist.targets.numpy())
-
-
-def _files(folder: Path, samples: Sequence[tuple[str, int]]) -> _Whole:
-    above = f"{folder}{os.sep}"
-    paths = [path.removeprefix(above) for path, _ in samples]
-    return _Whole(folder, paths, [int(label) for _, label in samples])
-
-
-def _by_folder(name: str, folder: Path, pictures: Path) -> _Whole:
-    if name != "ImageNet":
-        _check_folders(name, pictures)
-    samples = _reading(pictures, lambda path: datasets.ImageFolder(path).samples)
-    return _files(folder, samples)
-
-
-def _check_folders(name: str, pictures: Path) -> None:
-    """Refuse a set that lacks class folders: labels would silently shift."""
-    expected = set(DATA_SETS[name].folders)
-    found = {part for _, parts, _ in os.walk(pictures, followlinks=True) for part in parts}
-    if odd := sorted(found ^ expected):
-        count = f"{len(found)} class folders in {pictures}, expected {len(expected)}"
-        raise _refusal(name, f"{count}, first difference: {odd[0]!r}")
-
-
-def _eurosat(name: str, root: Path, part: str) -> _Whole:
-    folder = root / DATA_SETS[name].folder
-    return _by_folder(name, folder, folder)
-
-
-def _annotated(name: str, root: Path, part: str) -> _Whole:
-    """Read Cars or GTSRB."""
-    folder = root / DATA_SETS[name].folder
-    if name == "GTSRB" and part == "train":
-        _check_folders(name, folder / "GTSRB/Training")
-    kind = datasets.GTSRB if name == "GTSRB" else datasets.StanfordCars
-    return _files(folder, _reading(folder, lambda _: kind(root, part)._samples))
+    for folder in (root / "imagenet", root / "ImageNet", root):
+        if any((folder / part).exists() for part in own):
+            return folder
+    return root / "imagenet"
 
 
 def _dtd_merged(root: Path) -> bool:
@@ -440,27 +221,129 @@ def _dtd_merged(root: Path) -> bool:
     return not (root / "dtd/dtd").is_dir() and all(part.is_dir() for part in parts)
 
 
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn whatever a broken file makes a reader raise into a `ValueError` that names it."""
+    try:
+        yield
+    except Exception as error:  # torchvision, scipy and pickle raise a dozen kinds
+        raise ValueError(
+            f"{source} cannot be read ({type(error).__name__}: {error}); "
+            f"move it away, then {_REMEDY}"
+        ) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numbers, text and arrays only, since a pickle can otherwise run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")
+        if f"{module}.{name}" == "numpy.dtype":
+            return lambda kind, *flags: np.dtype(kind)  # flags are 0 and 1 in old pickles
+        if f"{module}.{name}" not in _HARMLESS:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+        return super().find_class(module, name)
+
+
+def _cifar(name: str, root: Path, part: str) -> _Whole:
+    # Not through torchvision: it unpickles without restraint once its checksum holds.
+    data = DATA_SETS[name]
+    *train, test, meta = (root / need for need in data.needs)
+    kind = "fine_" if name == "CIFAR100" else ""
+    pixels, labels = [], []
+    for file in [meta, *train] if part == "train" else [meta, test]:
+        with _reading(file), file.open("rb") as stream:
+            content = _ArrayUnpickler(stream, encoding="latin1").load()
+            if file == meta:
+                on_disk = [word.replace("_", " ") for word in content[f"{kind}label_names"]]
+            else:
+                batch = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+                pixels.append(batch.transpose(0, 2, 3, 1))
+                labels += content[f"{kind}labels"]
+    if tuple(on_disk) != data.classnames:
+        raise _refusal(name, f"the class names in {meta} are not those of {name}")
+    return root / data.folder, np.concatenate(pixels), labels
+
+
+def _stl10(name: str, root: Path, part: str) -> _Whole:
+    # Not through torchvision, which sums all 3 GB at each opening.
+    folder = root / DATA_SETS[name].folder
+    with _reading(folder):
+        pixels, labels = (np.fromfile(folder / f"{part}_{kind}.bin", np.uint8) for kind in "Xy")
+        columns = pixels.reshape(-1, 3, 96, 96)  # channel, column, row
+        return folder, columns.transpose(0, 3, 2, 1), labels.astype(np.int64) - 1
+
+
+def _svhn(name: str, root: Path, part: str) -> _Whole:
+    file = root / f"{part}_32x32.mat"
+    with _reading(file):
+        content = loadmat(file)
+        labels = content["y"].astype(np.int64).ravel()
+        return file, content["X"].transpose(3, 0, 1, 2), np.where(labels == 10, 0, labels)
+
+
+def _mnist(name: str, root: Path, part: str) -> _Whole:
+    folder = root / DATA_SETS[name].folder
+    with _reading(folder):
+        mnist = getattr(datasets, name)(str(root), part == "train")
+    return folder, mnist.data.numpy(), mnist.targets.numpy()
+
+
+def _files(folder: Path, samples: Iterable[tuple[str, int]]) -> _Whole:
+    above = f"{folder}{os.sep}"
+    paths = [path.removeprefix(above) for path, _ in samples]
+    return folder, paths, [int(label) for _, label in samples]
+
+
+def _by_folder(name: str, root: Path, part: str) -> _Whole:
+    """Read the class folders of ImageNet, EuroSAT, or DTD in its merged layout."""
+    folder = imagenet_folder(root) if name == "ImageNet" else root / DATA_SETS[name].folder
+    pictures = folder if name == "EuroSAT" else folder / ("train" if part == "train" else "val")
+    _check_folders(name, pictures)
+    with _reading(pictures):
+        return _files(folder, datasets.ImageFolder(pictures).samples)
+
+
+def _annotated(name: str, root: Path, part: str) -> _Whole:
+    """Read Cars or GTSRB."""
+    folder = root / DATA_SETS[name].folder
+    if name == "GTSRB" and part == "train":
+        _check_folders(name, folder / "GTSRB/Training")
+    kind = datasets.GTSRB if name == "GTSRB" else datasets.StanfordCars
+    with _reading(folder):
+        return _files(folder, kind(root, part)._samples)
+
+
+def _check_folders(name: str, pictures: Path) -> None:
+    """Refuse a set that lacks class folders: labels would silently shift."""
+    expected = DATA_SETS[name].folders
+    if name == "ImageNet":
+        from timm.data.imagenet_info import ImageNetInfo  # open_clip needs timm too
+
+        expected = ImageNetInfo().label_names()
+    found = {part for _, parts, _ in os.walk(pictures, followlinks=True) for part in parts}
+    if odd := sorted(found ^ set(expected)):
+        count = f"{len(found)} class folders in {pictures}, expected {len(expected)}"
+        raise _refusal(name, f"{count}, first difference: {odd[0]!r}")
+
+
 def _listed(name: str, root: Path, part: str) -> _Whole:
     """Read the official lists of DTD, RESISC45 or SUN397; a picture's class is in its path."""
     # Not through torchvision, which knows no list of the latter two.
     data = DATA_SETS[name]
     folder = root / data.folder
     if name == "DTD" and _dtd_merged(root):
-        return _by_folder(name, folder, folder / ("train" if part == "train" else "val"))
-    if name == "DTD":
-        halves = ("train", "val") if part == "train" else ("test",)
-        lists = [folder / f"dtd/labels/{half}1.txt" for half in halves]
-    else:
-        lists = _found(name, root, data.lists[part == "test"])[:1]
+        return _by_folder(name, root, part)
+    lists = _needs(name, root)[-len(data.lists) :]  # the last one is of the test set
     classes = data.folders or _classes_on_disk(name, root)
     label = {word: index for index, word in enumerate(classes)}
     samples = []
-    for file in lists:
-        lines = _lines(file)
+    for file in lists[:-1] if part == "train" else lists[-1:]:
         # railway_station_001.jpg lies in railway_station, the others' lines have the folder
-        pairs = [(line, line.rpartition("_" if name == "RESISC45" else "/")[0]) for line in lines]
+        end = "_" if name == "RESISC45" else "/"
+        pairs = [(line, line.rpartition(end)[0]) for line in lines(file)]
         if odd := [line for line, word in pairs if word not in label]:
-            count = f"{len(odd)} of {len(lines)} lines of {file} name no class of {name}"
+            count = f"{len(odd)} of {len(pairs)} lines of {file} name no class of {name}"
             expected = f"expected folders such as {classes[0]!r}"
             raise _refusal(name, f"{count}, first: {odd[0]!r}; {expected}")
         for line, word in pairs:
@@ -469,13 +352,21 @@ def _listed(name: str, root: Path, part: str) -> _Whole:
     return _files(folder, samples)
 
 
+def lines(file: Path) -> list[str]:
+    """Return the lines of a text file, stripped, without those that are empty."""
+    with _reading(file):
+        text = file.read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _classes_on_disk(name: str, root: Path) -> list[str]:
     """Return what Cars and SUN397 name their classes, in the order of the labels."""
-    file = root / NEEDS[name][0]
+    file = root / DATA_SETS[name].needs[0]
     if name == "SUN397":
-        names = _lines(file)
+        names = lines(file)
     else:
-        names = _reading(file, lambda file: loadmat(file, squeeze_me=True)["class_names"].tolist())
+        with _reading(file):
+            names = loadmat(file, squeeze_me=True)["class_names"].tolist()
     if len(names) != DATA_SETS[name].classes:
         count = f"{file} names {len(names)} classes, expected {DATA_SETS[name].classes}"
         raise _refusal(name, count)
@@ -483,7 +374,7 @@ def _classes_on_disk(name: str, root: Path) -> list[str]:
 
 
 _READERS: dict[str, Callable[[str, Path, str], _Whole]] = {
-    "ImageNet": _imagenet, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10,
-    "Cars": _annotated, "DTD": _listed, "EuroSAT": _eurosat, "GTSRB": _annotated, "MNIST": _mnist,
-    "RESISC45": _listed, "SUN397": _listed, "SVHN": _svhn, "FashionMNIST": _mnist,
+    "ImageNet": _by_folder, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10,
+    "Cars": _annotated, "DTD": _listed, "EuroSAT": _by_folder, "GTSRB": _annotated,
+    "MNIST": _mnist, "RESISC45": _listed, "SUN397": _listed, "SVHN": _svhn, "FashionMNIST": _mnist,
 }  # fmt: skip

@@ -15,27 +15,23 @@ class DataSet:
     """One data set; counts are official ones, of pictures with labels."""
 
     train: int
+    validation: int  # of the training pictures
     test: int
     classes: int
     classnames: tuple[str, ...]  # CLIP's, the index is the label; else on disk or in open_clip
     templates: tuple[str, ...]  # CLIP's prompts, as PAINT uses them; ImageNet's are in open_clip
     prompts: int  # texts of the zero-shot head: each class name in each template
-    folder: str  # official folder under the data folder, which "" stands for
     folders: tuple[str, ...]  # of the classes, in the order of the labels
     needs: tuple[str, ...]  # files and folders that have to lie under the data folder
-    lists: tuple[str, ...]  # files of the official training and test set
+    lists: tuple[str, ...]  # files of the official training set, then that of the test set
     beside: tuple[str, ...]  # folders that the lists may lie in
     size: str  # of it on disk
     by_hand: str  # where to look when the download fails
+    folder: str = ""  # official folder under the data folder, which "" stands for
     how: str = "automatic, by torchvision"
     mirror: Mapping[str, Any] = field(default_factory=dict)  # options of `snapshot_download`
     lists_url: str = ""
     md5: Mapping[str, str] = field(default_factory=dict)  # of the files to download
-
-    @property
-    def validation(self) -> int:
-        """Return how many training pictures are set aside to choose alpha."""
-        return held_out(self.train)
 
 
 def held_out(train: int) -> int:
@@ -44,11 +40,7 @@ def held_out(train: int) -> int:
 
 
 def get(name: str) -> DataSet:
-    """Return the data set called `name`.
-
-    Raises:
-        ValueError: there is none; the names are listed.
-    """
+    """Return the data set called `name`, one of the 13."""
     if name not in DATA_SETS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATA_SETS)}")
     return DATA_SETS[name]
@@ -56,17 +48,17 @@ def get(name: str) -> DataSet:
 
 def _spelt_out(row: dict[str, Any]) -> DataSet:
     row["train"], row["test"] = row.pop("pictures")
+    row["validation"] = held_out(row["train"])
     for key in ("needs", "lists", "beside", "folders"):
         row[key] = tuple(row.get(key, "").split())
-    row["folder"] = row.get("folder", "")
-    row["needs"] = tuple(str(PurePosixPath(row["folder"], need)) for need in row["needs"])
+    row["needs"] = tuple(str(PurePosixPath(row.get("folder", ""), need)) for need in row["needs"])
     names = [" ".join(name.split()) for name in row.get("classnames", "").split(",") if name]
     row["classnames"] = tuple(names)
-    row["classes"] = row.get("classes", len(names))
     row["folders"] = row["folders"] or tuple(name.replace(" ", "_") for name in names)
     articles, short = row.pop("articles", [""]), row.get("templates", [])
     row["templates"] = tuple(line.replace("*", word) for word in articles for line in short)
-    row["prompts"] = row.get("prompts", row["classes"] * len(row["templates"]))
+    row.setdefault("classes", len(names))
+    row.setdefault("prompts", row["classes"] * len(row["templates"]))
     return DataSet(**row)
 
 

@@ -2,7 +2,7 @@
 
 `python -m experiment data` prints the table, `--fetch NAME` downloads one data set. A download is
 put together in the hidden folder `.NAME.part` beside its place and renamed when it is whole, so a
-stopped one never looks like a data set; the same command goes on with the archives already there.
+stopped one never looks like a data set; the same command goes on with what a mirror has sent.
 """
 
 import os
@@ -16,13 +16,18 @@ import numpy as np
 from scipy.io import savemat
 from torchvision import datasets as official
 from torchvision.datasets import imagenet
-from torchvision.datasets.utils import calculate_md5, download_url
+from torchvision.datasets.utils import calculate_md5, download_url, extract_archive
 from tqdm import tqdm
 
 from experiment.real import datasets
 from experiment.real.facts import DATA_SETS
 
-_ARCHIVES = {".gz", ".tgz", ".tar", ".zip"}
+
+def data(_run: object, data: Path = Path("data"), name: str | None = None) -> None:
+    """Fetch data set `name` if one is given; print the table."""
+    if name is not None:
+        fetch(name, data)
+    print(table(data))
 
 
 def table(root: Path) -> str:
@@ -44,60 +49,42 @@ def table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def fetch(name: str, root: Path) -> Path:
+def fetch(name: str, root: Path) -> None:
     """Download one data set into `root`, in its official layout; do nothing if it is there.
 
     Archives are checked by MD5 where the publisher gave one, and by count where a mirror did not.
-    Progress goes to standard error.
-
-    Args:
-        name: One of the 13 names; ImageNet is only unpacked, from the user's own archives.
-        root: The data folder, made if need be.
-
-    Returns:
-        `root`.
-
-    Raises:
-        ValueError: If the name is unknown, the data set cannot be had this way, or something
-            stands in its place.
-        RuntimeError: If a download or a check fails.
+    ImageNet is only unpacked, from the user's own archives.
     """
     root = Path(root).expanduser()
     lack = datasets.missing([name], root).get(name)
     if not lack:
-        return root
+        return
     if name == "ImageNet":
         _unpack_imagenet(root)
-        return root
+        return
     if there := [top for top in _tops(name) if (root / top).exists()]:
         raise ValueError(
             f"{root / there[0]} is not a whole data set ({lack.partition(';')[0]}); "
             "move it away, then fetch again"
         )
-    staging = root / f".{name}.part"
-    staging.mkdir(parents=True, exist_ok=True)
-    _discard_unpacked(staging)
+    part = root / f".{name}.part"
+    staging = part / "whole"
+    shutil.rmtree(staging, ignore_errors=True)  # torchvision takes half a folder for a whole one
+    staging.mkdir(parents=True)
     get = {"Cars": _cars, "RESISC45": _resisc45, "SUN397": _sun397}.get(name, _official)
     try:
         get(name, staging)
+        datasets.task(name, staging)
+        for split in ("train", "test"):
+            datasets.open_split(name, staging, split)  # refuses what is not whole
     except Exception as error:  # three download libraries, each with kinds of its own
         raise RuntimeError(
             f"fetching {name} failed ({type(error).__name__}: {error}); the same command goes on "
             f"from here. By hand: {DATA_SETS[name].by_hand}"
         ) from error
-    if lacks := datasets.missing([name], staging):
-        raise RuntimeError(f"what was fetched is not whole: {lacks[name]}")
     for top in _tops(name):
         os.rename(staging / top, root / top)
-    shutil.rmtree(staging)
-    return root
-
-
-def data(_run: object, data: Path = Path("data"), name: str | None = None) -> None:
-    """Fetch data set `name` if one is given; print the table."""
-    if name is not None:
-        fetch(name, data)
-    print(table(data))
+    shutil.rmtree(part)
 
 
 def _tops(name: str) -> tuple[str, ...]:
@@ -106,43 +93,26 @@ def _tops(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(Path(place).parts[0] for place in places))
 
 
-def _discard_unpacked(staging: Path) -> None:
-    """Remove all but archives: torchvision takes a half-unpacked folder for a whole one."""
-    for path in sorted(staging.rglob("*"), reverse=True):
-        if path.relative_to(staging).parts[0] == "hub":
-            continue
-        if path.is_dir():
-            if not any(path.iterdir()):
-                path.rmdir()
-        # SVHN's two files are not packed, and checked by MD5 before they are taken for whole
-        elif path.suffix not in _ARCHIVES and path.parent != staging:
-            path.unlink()
-
-
 def _official(name: str, staging: Path) -> None:
     """Let torchvision download and unpack."""
     options = [{"split": part} for part in ("train", "test")] if name in ("GTSRB", "SVHN") else [{}]
     for option in options:
         getattr(official, name)(str(staging), download=True, **option)
-    for top in _tops(name):
-        for path in (staging / top).rglob("*"):
-            if path.is_file() and path.suffix in _ARCHIVES:
-                path.unlink()
+    for path in list(staging.rglob("*")):
+        if path.suffix in {".gz", ".zip"}:
+            path.unlink()
 
 
 def _mirrored(name: str, staging: Path, files: Sequence[str]) -> Path:
     """Download files of a mirror, check those whose MD5 is known, and return their folder."""
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
-    hub, data = staging / "hub", DATA_SETS[name]
+    hub, data = staging.with_name("hub"), DATA_SETS[name]
     snapshot_download(**data.mirror, local_dir=hub, allow_patterns=list(files))
     for file in files:
-        checked = hub / f"{file}.checked"  # summing 37 GB takes minutes: once is enough
-        if file in data.md5 and not checked.exists():
-            if (seen := calculate_md5(hub / file)) != data.md5[file]:
-                (hub / file).unlink()  # or the next call would take it for downloaded
-                raise ValueError(f"{file} has MD5 {seen}, expected {data.md5[file]}; removed it")
-            checked.touch()
+        if file in data.md5 and (seen := calculate_md5(hub / file)) != data.md5[file]:
+            (hub / file).unlink()  # or the next call would take it for downloaded
+            raise ValueError(f"{file} has MD5 {seen}, expected {data.md5[file]}; removed it")
     return hub
 
 
@@ -151,10 +121,7 @@ def _cars(name: str, staging: Path) -> None:
     hub, data = _mirrored(name, staging, ["classnames.txt", "train/*", "test/*"]), DATA_SETS[name]
     cars = staging / data.folder
     (cars / "devkit").mkdir(parents=True)
-    lines = (hub / "classnames.txt").read_text(encoding="utf-8").splitlines()
-    classnames = np.array([line.strip() for line in lines if line.strip()], dtype=object)
-    if len(classnames) != data.classes:
-        raise ValueError(f"{len(classnames)} class names, expected {data.classes}")
+    classnames = np.array(datasets.lines(hub / "classnames.txt"), dtype=object)
     savemat(cars / "devkit/cars_meta.mat", {"class_names": classnames})
     for part, total, annotations in (
         ("train", data.train, "devkit/cars_train_annos.mat"),
@@ -163,8 +130,6 @@ def _cars(name: str, staging: Path) -> None:
         (cars / f"cars_{part}").mkdir()
         rows: list[tuple[int, str]] = []
         for image, label in tqdm(_samples(hub / part), f"Cars {part}", total, unit="img"):
-            if not 0 <= label < len(classnames):
-                raise ValueError(f"label {label} in {part}, expected 0..{len(classnames) - 1}")
             rows.append((label + 1, f"{len(rows) + 1:05d}.jpg"))  # the official labels begin at 1
             (cars / f"cars_{part}" / rows[-1][1]).write_bytes(image)
         if len(rows) != total:
@@ -176,29 +141,23 @@ def _cars(name: str, staging: Path) -> None:
 def _samples(folder: Path) -> Iterator[tuple[bytes, int]]:
     """Yield picture and label from 0.tar, 1.tar, ...; a pair of members shares its stem."""
     for shard in range(int((folder / "nshards.txt").read_text())):
-        members: dict[str, dict[str, bytes]] = {}
+        pairs: dict[str, dict[bool, bytes]] = {}
         with tarfile.open(folder / f"{shard}.tar") as archive:
             for member in archive:
                 stem, _, kind = member.name.partition(".")
-                if (stream := archive.extractfile(member)) is None:
-                    continue
-                pair = members.setdefault(stem, {})
-                pair["cls" if kind == "cls" else "image"] = stream.read()
-                if len(pair) == 2:
-                    del members[stem]
-                    yield pair["image"], int(pair["cls"])
-        if members:
-            raise ValueError(f"{len(members)} pictures of {shard}.tar lack their label")
+                if stream := archive.extractfile(member):
+                    pairs.setdefault(stem, {})[kind == "cls"] = stream.read()
+                    if len(pairs[stem]) == 2:
+                        pair = pairs.pop(stem)
+                        yield pair[False], int(pair[True])
 
 
 def _resisc45(name: str, staging: Path) -> None:
     archive, *lists = DATA_SETS[name].md5
     hub = _mirrored(name, staging, [archive, *lists])
-    with zipfile.ZipFile(hub / archive) as pack:
-        for member in tqdm(pack.infolist(), name, unit="file"):
-            pack.extract(member, staging)
+    extract_archive(str(hub / archive), str(staging))
     for file in lists:
-        shutil.copyfile(hub / file, staging / DATA_SETS[name].folder / file)
+        shutil.copy(hub / file, staging / DATA_SETS[name].folder)
 
 
 def _sun397(name: str, staging: Path) -> None:
@@ -207,49 +166,33 @@ def _sun397(name: str, staging: Path) -> None:
     hub, data = _mirrored(name, staging, [archive]), DATA_SETS[name]
     download_url(data.lists_url, str(hub), partitions, data.md5[partitions])
     (staging / name).mkdir()
-    wanted: set[str] = set()
+    wanted = {f"{name}/ClassName.txt"}
     with zipfile.ZipFile(hub / partitions) as pack:
         for member in pack.namelist():
-            file = Path(member).name
-            if file in (*data.lists, "ClassName.txt"):
-                (staging / name / file).write_bytes(content := pack.read(member))
-                if file in data.lists:
-                    wanted.update(f"{name}{line}" for line in content.decode().split())
-    names = wanted | {f"{name}/ClassName.txt"}
-    with (
-        tarfile.open(hub / archive) as packed,
-        tqdm(desc=name, total=len(wanted), unit="img") as bar,
-    ):
-        for item in packed:
-            if item.name.removeprefix("./") in names:
+            file = staging / name / Path(member).name
+            if file.name in data.lists:
+                file.write_bytes(pack.read(member))
+                wanted.update(f"{name}{line}" for line in datasets.lines(file))
+    with tarfile.open(hub / archive) as packed:
+        for item in tqdm(packed, name, unit="file"):
+            if item.name.removeprefix("./") in wanted:
                 packed.extract(item, staging, filter="data")
-                bar.update(item.name.endswith(".jpg"))
-    if absent := sorted(path for path in wanted if not (staging / path).is_file()):
-        raise ValueError(f"{len(absent)} listed pictures are not in the archive: {absent[0]}")
 
 
 def _unpack_imagenet(root: Path) -> None:
     """Unpack the user's archives beside themselves: this data set is never downloaded."""
     folder, tars = datasets.imagenet_folder(root), datasets.IMAGENET_TARS
-    if folder is None or not any((folder / tar).is_file() for tar in tars.values()):
+    if not any((folder / tar).is_file() for tar in tars.values()):
         raise ValueError(
             "ImageNet is never downloaded: its terms ask each user to agree in person, for "
             "research only. Get the archives from https://image-net.org (ILSVRC 2012, after "
             f"signing in), put {', '.join(tars.values())} and ILSVRC2012_devkit_t12.tar.gz into "
-            f"{root / 'imagenet'} and give this command again to unpack them"
+            f"{folder} and give this command again to unpack them"
         )
-    for part, tar in tars.items():
-        if (folder / part).is_dir() or not (folder / tar).is_file():
-            continue
+    for part in [part for part in tars if not (folder / part).is_dir()]:
         staging = folder / f".{part}.part"
         shutil.rmtree(staging, ignore_errors=True)
-        try:
-            if part == "val" and not (folder / imagenet.META_FILE).is_file():
-                imagenet.parse_devkit_archive(str(folder))
-            parse = getattr(imagenet, f"parse_{part}_archive")
-            parse(str(folder), folder=staging.name)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(f"{folder / tar} cannot be unpacked: {error}") from error
+        if part == "val" and not (folder / imagenet.META_FILE).is_file():
+            imagenet.parse_devkit_archive(str(folder))
+        getattr(imagenet, f"parse_{part}_archive")(str(folder), folder=staging.name)
         staging.rename(folder / part)
-    if lack := datasets.missing(["ImageNet"], root):
-        raise ValueError(lack["ImageNet"])

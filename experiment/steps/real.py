@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,33 +21,21 @@ _SIDE = 224  # pixels of CLIP ViT-B/32
 
 
 def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
-    """Decode the splits of a real data set into the cache, and write where they are.
-
-    Args:
-        run: the run.
-        task: the data set.
-        data: the folder of all data sets.
-        workers: processes that decode.
-
-    Raises:
-        ValueError: the data set is missing or damaged, or the disk too small.
-    """
-    described = datasets.task(task, data)
-    splits: dict[str, Any] = {}
-    for split, cache in _caches(run, task, data).items():
-        what, count = f"{task} {split}", len(cache.rows)
+    """Decode the splits of a data set in the folder `data` into the cache; write where they are."""
+    described, caches = datasets.task(task, data), _caches(run, task, data)
+    for split, cache in caches.items():
+        what, count = f"{task} {split}", len(cache)
         if not cache.ready:
             size = f"{count} images, {tqdm.format_sizeof(cache.bytes, 'B')}"
             print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
         with bar(None, f"decode {what}", total=count) as progress:
             for done in cache.write(workers if count > 500 else 0):
                 progress.update(done - progress.n)
-        splits[split] = {"cache": cache.key, "images": count}
     content = {
         "task": task,
         "classnames": described.classnames,
         "templates": described.templates,
-        "splits": splits,
+        "splits": {split: {"cache": c.key, "images": len(c)} for split, c in caches.items()},
     }
     results.write_json(run.images(task), content)
     results.write_json(_seen(run, task), {"fingerprint": datasets.fingerprint(task, data)})
@@ -58,49 +45,45 @@ def check(run: Run, data: Path = DATA) -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
-    depends. One that was taken away since it was decoded is not missed.
-
-    Raises:
-        ValueError: data sets or fine-tuned weights are missing; all of them are named.
+    depends. One that was taken away since it was decoded is not missed. All data sets that are
+    missing are named in a ValueError, and so are fine-tuned weights.
     """
     wanted = [task for task in run.profile.tasks if not run.images(task).exists()]
     if missing := datasets.missing(wanted, data):
-        count = f"{len(missing)} of {len(run.profile.tasks)}"
         lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
         raise ValueError(
-            f"{count} data sets are not in {data.resolve()}:{lines}\n"
-            f"`.venv/bin/python -m experiment data --data {data}` says how to get each; "
+            f"{len(missing)} of {len(run.profile.tasks)} data sets are not in {data.resolve()}:"
+            f"{lines}\n`.venv/bin/python -m experiment data --data {data}` says how to get each; "
             "TASKS=A,B,... runs only some"
         )
-    if run.source == "given":
-        problems = []
-        for task in run.profile.patching:
-            try:
-                checkpoints.local_checkpoint(Path(run.finetuned), task)
-            except ValueError as error:
-                problems.append(f"\n  {task}: {error}")
-        if problems:
-            raise ValueError(
-                f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
-                f"fine-tuned weights:{''.join(problems)}"
-            )
+    problems = ""
+    for task in run.profile.patching if run.source == "given" else ():
+        try:
+            checkpoints.local_checkpoint(Path(run.finetuned), task)
+        except ValueError as error:
+            problems += f"\n  {task}: {error}"
+    if problems:
+        raise ValueError(
+            f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
+            f"fine-tuned weights:{problems}"
+        )
     for task in run.profile.tasks:
         if not run.source_of(task).exists():
             results.write_json(run.source_of(task), {})
-        if task not in wanted and not datasets.missing([task], data):
-            _notice_changes(run, task, data)
+        if task in wanted or datasets.missing([task], data):
+            continue
+        seen, fingerprint = _seen(run, task), {"fingerprint": datasets.fingerprint(task, data)}
+        if seen.exists() and results.read_json(seen) == fingerprint:
+            continue
+        decoded = results.read_json(run.images(task))["splits"]
+        keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
+        if keys != {split: entry["cache"] for split, entry in decoded.items()}:
+            results.write_json(run.source_of(task), keys)
+        results.write_json(seen, fingerprint)
 
 
 def zero_shot(run: Run, weights: str = "openai") -> None:
-    """Write both towers of a public CLIP.
-
-    Args:
-        run: the run.
-        weights: `openai`, `random`, or a file, see `checkpoints.pretrained_clip`.
-
-    Raises:
-        ValueError: the weights cannot be had or are of another architecture.
-    """
+    """Write both towers of a public CLIP: `openai`, `random`, or that of a file."""
     assert isinstance(run.profile.clip, str)
     torch.manual_seed(run.seed)
     model = checkpoints.pretrained_clip(run.profile.clip, weights)
@@ -113,19 +96,14 @@ def zero_shot(run: Run, weights: str = "openai") -> None:
 
 
 def head(run: Run, task: str) -> None:
-    """Write the zero-shot head that a data set's prompts make with the text tower.
-
-    Raises:
-        ValueError: a file of the steps before is damaged.
-    """
+    """Write the zero-shot head that a data set's prompts make with the text tower."""
     session = Session(run)
     assert isinstance(run.profile.clip, str)
     described = results.read_json(run.images(task))
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
-    tower, _ = load(run.text_tower)
-    model, tokenize = clip.text_model(run.profile.clip, tower, prompts)
+    model, tokenize = clip.text_model(run.profile.clip, load(run.text_tower)[0], prompts)
     with bar(None, f"head of {task}", total=len(prompts)) as progress:
 
         def watched(texts: list[str]) -> Tensor:
@@ -150,15 +128,3 @@ def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
 
 def _seen(run: Run, task: str) -> Path:
     return run.images(task).with_suffix(".seen")
-
-
-def _notice_changes(run: Run, task: str, data: Path) -> None:
-    fingerprint = {"fingerprint": datasets.fingerprint(task, data)}
-    seen = _seen(run, task)
-    if seen.exists() and results.read_json(seen) == fingerprint:
-        return
-    decoded = results.read_json(run.images(task))["splits"]
-    keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
-    if keys != {split: entry["cache"] for split, entry in decoded.items()}:
-        results.write_json(run.source_of(task), keys)
-    results.write_json(seen, fingerprint)
