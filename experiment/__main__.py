@@ -14,9 +14,9 @@ from experiment.run import Run
 
 # torch takes seconds to import, so each command imports its own module: where it is, what it does
 COMMANDS = {
-    "render": ("steps.drawing", "draw the twins"),
-    "caption": ("steps.drawing", "draw the captioned images"),
-    "pretrain": ("steps.pretraining", "pre-train CLIP"),
+    "render": ("twins.drawing", "draw the twins"),
+    "caption": ("twins.drawing", "draw the captioned images"),
+    "pretrain": ("twins.small_clip", "pre-train CLIP"),
     "check": ("steps.real", "look for all data sets and weights before anything starts"),
     "decode": ("steps.real", "TASK: decode a real data set into the cache"),
     "zero_shot": ("steps.real", "write the weights of a public CLIP"),

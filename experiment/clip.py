@@ -1,8 +1,8 @@
-"""CLIP through open_clip: the model, its tokenizer, its zero-shot head and its classifier."""
+"""CLIP through open_clip: the model, its zero-shot head and its classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,38 +63,6 @@ def text_model(
     except RuntimeError as error:
         raise ValueError(f"the text tower is not of {architecture}: {error}") from error
     return clip, open_clip.get_tokenizer(architecture, context_length=context)
-
-
-class Tokenizer:
-    """CLIP's byte-pair tokenizer with its ids renumbered to those a small world uses.
-
-    The order of ids is kept: open_clip pools the text at the largest one, the end of the text.
-    """
-
-    def __init__(self, context_length: int, vocabulary: Tensor) -> None:
-        import open_clip
-
-        self._encode = open_clip.SimpleTokenizer(context_length=context_length)
-        self.vocabulary = vocabulary  # int64, ascending
-
-    @classmethod
-    def covering(cls, texts: Iterable[str], context_length: int) -> Tokenizer:
-        """Return a tokenizer whose vocabulary is exactly what `texts` need."""
-        whole = cls(context_length, torch.empty(0, dtype=torch.int64))
-        return cls(context_length, torch.unique(whole._encode(sorted(set(texts)))))
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Return compact ids, int64 `(n, context_length)`; refuse a token of no known text."""
-        ids = self._encode(texts)
-        compact = torch.searchsorted(self.vocabulary, ids).clamp_(max=len(self.vocabulary) - 1)
-        unknown = (self.vocabulary[compact] != ids).any(1)
-        if unknown.any():
-            raise ValueError(
-                f"{int(unknown.sum())} texts use tokens the model was not trained with, "
-                f"first: {texts[int(unknown.nonzero()[0])]!r}; "
-                "pre-train with these texts in the vocabulary"
-            )
-        return compact
 
 
 @torch.no_grad()  # an inference tensor could not be trained against

@@ -9,10 +9,7 @@ from typing import IO
 
 
 def hold(file: Path) -> IO[str] | None:
-    """Return the open file that holds a lock until it is closed, or None where it is taken.
-
-    The file says which process holds it.
-    """
+    """Return the open file that holds a lock until it is closed, and names its process, or None."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.open("a+")
     try:
@@ -27,11 +24,7 @@ def hold(file: Path) -> IO[str] | None:
 
 
 def claim_folder(root: Path) -> IO[str]:
-    """Take a project's folder for one run, and clear away Snakemake's locks of a killed one.
-
-    Raises:
-        ValueError: another run is going on; its process is named.
-    """
+    """Take a project's folder for one run, and clear away Snakemake's locks of a killed one."""
     file = root / "artifacts" / ".lock"
     lock = hold(file)
     if lock is None:

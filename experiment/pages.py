@@ -20,30 +20,13 @@ from experiment.run import Run
 from paintlib.files import replacing
 
 
-def page(
-    run: Run,
-    source: Path | str,
-    target: Path | str,
-    *,
-    parameters: Sequence[tuple[str, str]] = (),
-    title: str | None = None,
-) -> None:
+def page(run: Run, source: Path | str, target: Path | str, *,
+         parameters: Sequence[tuple[str, str]] = (), title: str | None = None) -> None:  # fmt: skip
     """Run the notebook `source` and move it to `target` if nothing went wrong.
 
     It runs in the folder of `target`, as it will when somebody opens it. The same run gives the
-    same bytes: cell ids are numbered, times are dropped. A failure leaves its traceback and the
-    half-run notebook in the run's folder `failed`.
-
-    Args:
-        run: whose page it is.
-        source: a jupytext MyST notebook.
-        target: the executed notebook.
-        parameters: values for the cell tagged `parameters`.
-        title: the page's heading, in place of the one in `source`.
-
-    Raises:
-        ValueError: a parameter is unknown to the notebook (its own are listed).
-        RuntimeError: a cell raised, or wrote a warning into the page; nothing reaches `target`.
+    same bytes: cell ids are numbered, times are dropped. Where a cell raises, or writes a warning
+    into the page, the traceback and the half-run notebook are left in the run's folder `failed`.
     """
     target, failures = Path(target), run.folder / "failed"
     given = {name: int(v) if v.isdecimal() else v for name, v in parameters}
@@ -65,16 +48,10 @@ def page(
             )
         problem = None
         try:
-            papermill.execute_notebook(
-                draft,
-                done,
-                given,
-                cwd=target.parent,
-                progress_bar=False,
-                # kernels that start at once race for free TCP ports, so each has its own sockets
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}}),
-                shutdown_kernel="immediate",
-            )
+            # kernels that start at once race for free TCP ports, so each has its own sockets
+            own = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
+            papermill.execute_notebook(draft, done, given, cwd=target.parent, progress_bar=False,
+                                       config=own, shutdown_kernel="immediate")  # fmt: skip
         except PapermillExecutionError as error:
             problem = str(error)
         executed = nbformat.read(done, as_version=4)
@@ -115,11 +92,9 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
         page.write_text(text.replace("../results/micro/", f"../results/{name}/"), encoding="utf-8")
     contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
     for part in contents["parts"]:
-        part["chapters"] = [
-            chapter
-            for chapter in part["chapters"]
-            if not chapter["file"].startswith("pairs/") or chapter["file"][6:] in pairs
-        ]
+        files = [chapter["file"] for chapter in part["chapters"]]
+        kept = [f for f in files if not f.startswith("pairs/") or f[6:] in pairs]
+        part["chapters"] = [{"file": file} for file in kept]
         if run.profile.real:
             part["caption"] = part["caption"].replace("µ", "")
     contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
@@ -137,13 +112,7 @@ def _announcement(run: Run) -> str:
 
 
 def reference(run: Run) -> None:
-    """Make the committed results and pages anew from a finished run of profile micro at seed 0.
-
-    The page that compares a run with the reference is run again: here both are the same.
-
-    Raises:
-        ValueError: the run is another one.
-    """
+    """Make the committed results and pages anew from a finished run of profile micro at seed 0."""
     if run.name != "micro":
         raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
     kept, book = Path("results", run.name), Path("book")
@@ -155,7 +124,7 @@ def reference(run: Run) -> None:
         shutil.copytree(source, target)
     for file in (f for f in run.results.iterdir() if f.is_file()):
         shutil.copy(file, kept)
-    where = ("results", f"../../results/{run.name}")
+    where = ("results", f"../../results/{run.name}")  # the page compares: here both are the same
     page(run, "notebooks/reference.md", book / "results/reference.ipynb", parameters=[where])
 
 

@@ -96,11 +96,7 @@ class Profile:
         return task if self.real else f"µ{task}"
 
     def limited(self, images: int) -> Profile:
-        """Return the dry run of this profile: few images a split, one template, few steps.
-
-        Raises:
-            ValueError: the profile has no dry run, or `images` is negative.
-        """
+        """Return the dry run of this profile: few images a split, one template, few steps."""
         if images < 0 or (images and not self.real):
             raise ValueError(
                 f"limit = {images}; it is a number of images a split, from 1, for the profile paper"
@@ -117,11 +113,7 @@ class Profile:
         return replace(self, finetuning=recipe, limit=images, **splits)
 
     def only(self, tasks: Sequence[str]) -> Profile:
-        """Return this profile restricted to some of its tasks; their roles stay.
-
-        Raises:
-            ValueError: a task is not of this profile, or a role is left without a task.
-        """
+        """Return this profile restricted to some of its tasks; their roles stay."""
         if unknown := sorted(set(tasks) - set(self.tasks)):
             raise ValueError(
                 f"the profile {self.name!r} has no task {unknown[0]!r}; "
@@ -158,11 +150,7 @@ PROFILES = {name: _profile(name, said) for name, said in tomllib.loads(_FILE.rea
 
 
 def get(name: str) -> Profile:
-    """Return the profile called `name`.
-
-    Raises:
-        ValueError: there is none; the names are listed.
-    """
+    """Return the profile called `name`, or list the names that there are."""
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]

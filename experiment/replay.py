@@ -16,17 +16,8 @@ def objective(
 ) -> PairObjective:
     """Return a pair's objective: no weights and no torch are needed where alpha is stored.
 
-    Another alpha is evaluated if the run's weights are still there; nothing is written.
-
-    Args:
-        folder: the run's results.
-        supported: a supported task of the run.
-        patching: a patching task of it.
-        normalisation: one of `paintlib.normalisation.NORMALISATIONS`.
-
-    Raises:
-        ValueError: no such pair was run, or the normalisation is unknown; from the objective: an
-            alpha is not stored, and the weights are not there.
+    Another alpha is evaluated if the run's weights are still there, else it is refused with the
+    command that makes them; nothing is written.
     """
     folder = results.find(folder)
     said = results.read_json(folder / "run.json")
@@ -54,16 +45,15 @@ def _evaluate(
     tasks = ",".join([*said["supported"], *said["patching"]])
     options = {"limit": said["limit"], "finetuned": said["finetuned"], "tasks": tasks}
     run = Run.of(said["profile"], said["seed"], root, **options)
-    problem = f"alpha = {alpha} of {', '.join(names)} is not among the evaluations in {store.file}"
-    remedy = (
-        f"run `make book PROFILE={run.profile.name} SEED={run.seed}` and use its own results, "
-        f"{run.results}"
-    )
-    if not run.fine_tuned(patching).exists():
-        raise ValueError(f"{problem}, and its weights are not in {run.folder}; {remedy}")
     session = Session(run)
-    if session.key(patching) != store.key:
-        raise ValueError(f"{problem}, and the weights in {run.folder} are of another run; {remedy}")
+    there = run.fine_tuned(patching).exists()
+    if not there or session.key(patching) != store.key:
+        raise ValueError(
+            f"alpha = {alpha} of {', '.join(names)} is not among the evaluations in {store.file}, "
+            f"and the weights in {run.folder} are {'of another run' if there else 'missing'}; run "
+            f"`make book PROFILE={run.profile.name} SEED={run.seed}` and use its own results, "
+            f"{run.results}"
+        )
     visual, path = session.tower(empty=True), session.path(patching)
     losses = session.losses(visual, names, "validation")
     path.set_(visual, alpha)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -18,11 +19,7 @@ REBUILD = "delete it and run `make book` to rebuild it"
 
 
 def find(folder: Path | str) -> Path:
-    """Return the folder of a run's results, given from here or from the project's folder.
-
-    Raises:
-        ValueError: there is none at either place.
-    """
+    """Return the folder of a run's results, given from here or from the project's folder."""
     for place in (Path(folder), ROOT / folder):
         if (place / "run.json").exists():
             return place
@@ -39,56 +36,33 @@ def pair_schema() -> dict[str, Any]:
 
 
 def write_pair(path: Path, record: Mapping[str, Any]) -> None:
-    """Check one pair's record against the schema and write it, whole or not at all.
-
-    Raises:
-        ValueError: the record does not follow the schema, or holds a number that is not finite.
-    """
+    """Check one pair's record against the schema and write it, whole or not at all."""
     _check(record, path)
     write_json(path, record)
 
 
 def read_pair(path: Path | str) -> dict[str, Any]:
-    """Read one pair's record.
-
-    Raises:
-        ValueError: the file is missing, truncated or not of the schema; it is named.
-    """
+    """Read one pair's record, or refuse a file that is missing, truncated or not of the schema."""
     record = read_json(path)
     _check(record, path)
     return record
 
 
 def read_pairs(folder: Path | str) -> list[dict[str, Any]]:
-    """Read all pairs of a run, in the order of its `run.json`.
-
-    Raises:
-        ValueError: a pair's file is missing, damaged, or of another pair.
-    """
+    """Read all pairs of a run, in the order of its `run.json`."""
     folder = find(folder)
     run = read_json(folder / "run.json")
     records = []
-    for supported in run["supported"]:
-        for patching in run["patching"]:
-            path = folder / "pairs" / f"{supported}-{patching}.json"
-            record = read_pair(path)
-            if (record["supported"], record["patching"]) != (supported, patching):
-                raise ValueError(f"{path} holds {record['supported']}-{record['patching']}")
-            records.append(record)
+    for pair in itertools.product(run["supported"], run["patching"]):
+        path = folder / "pairs" / f"{'-'.join(pair)}.json"
+        records.append(record := read_pair(path))
+        if (record["supported"], record["patching"]) != pair:
+            raise ValueError(f"{path} holds {record['supported']}-{record['patching']}")
     return records
 
 
 def write_json(path: Path | str, content: Mapping[str, Any], *, flat: bool = False) -> None:
-    """Write JSON, whole or not at all.
-
-    Args:
-        path: the file; its folder is made.
-        content: an object.
-        flat: put each list of numbers on one line, for files that hold thousands.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """Write JSON, whole or not at all; `flat` puts each list of numbers on one line."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     if flat:
         text = re.sub(r"\[\n[-+.,\de\s]+\]", lambda numbers: "".join(numbers[0].split()), text)
@@ -97,11 +71,7 @@ def write_json(path: Path | str, content: Mapping[str, Any], *, flat: bool = Fal
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file is missing, truncated or no object; it is named with the remedy.
-    """
+    """Read a JSON object, or name the file that holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -15,39 +15,17 @@ class Run:
     """One profile at one seed; a property without a docstring is the file or folder of that name.
 
     All files are below `folder` but the cache of decoded images, which all runs share.
-
-    Attributes:
-        profile: what is run.
-        seed: seed of the initial weights and the batches.
-        root: the folder of the project.
-        finetuned: where fine-tuned weights come from: `own` (made by the run), `hub` (public ones),
-            or a folder that holds them.
     """
 
     profile: Profile
-    seed: int
-    root: Path = Path()
-    finetuned: str = "own"
+    seed: int  # of the initial weights and the batches
+    root: Path = Path()  # the folder of the project
+    finetuned: str = "own"  # whose fine-tuned weights: own, hub (public ones), or a folder of them
 
     @classmethod
-    def of(
-        cls,
-        profile: str,
-        seed: int = 0,
-        root: Path = Path(),
-        *,
-        limit: int = 0,
-        tasks: str = "",
-        finetuned: str = "own",
-    ) -> Run:
-        """Return the run of a profile's name.
-
-        `limit` makes a dry run of so many images a split; `tasks` are names with commas between.
-
-        Raises:
-            ValueError: the profile or a task is unknown, the seed negative, or an option does not
-                fit the profile.
-        """
+    def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
+           tasks: str = "", finetuned: str = "own") -> Run:  # fmt: skip
+        """Return the run of a profile's name: a dry run with `limit`, some tasks with "A,B"."""
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
         finetuned = finetuned or "own"

@@ -110,14 +110,12 @@ class Session:
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str) -> dict[str, TaskLoss]:
         """Return the loss of each task on one split as a function of the weights in `visual`."""
         profile = self.run.profile
-        return {
-            task: TaskLoss(
-                visual,
-                Batches(self.split(task, split), profile.batch_size, self.device),
-                clip.classifier(visual, self.head(task), profile.pixels),
-            )
-            for task in tasks
-        }
+        found = {}
+        for task in tasks:
+            batches = Batches(self.split(task, split), profile.batch_size, self.device)
+            logits = clip.classifier(visual, self.head(task), profile.pixels)
+            found[task] = TaskLoss(visual, batches, logits)
+        return found
 
 
 def use_threads(count: int, device: torch.device) -> None:
@@ -133,8 +131,7 @@ def use_threads(count: int, device: torch.device) -> None:
 def free_device() -> tuple[torch.device, IO[str] | None]:
     """Return a GPU that no other step of this user uses here, and the lock that holds it.
 
-    The first one is shared if all are taken; without any it is the CPU. The lock is dropped when
-    its file is closed, at the latest when the process is gone.
+    The first one is shared if all are taken; without any it is the CPU.
     """
     for index in range(torch.cuda.device_count()):
         identity = torch.cuda.get_device_properties(index).uuid

@@ -22,9 +22,6 @@ class Task:
 
     The index of a name is its label on disk; `label` is the task's name on pages, "µCIFAR10".
 
-    Raises:
-        ValueError: If a template does not hold exactly one `{}`, or class names repeat.
-
     >>> Task("Pets", ("cat", "dog"), ("a photo of a {}.",), "Pets").prompts("cat")
     ('a photo of a cat.',)
     """

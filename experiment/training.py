@@ -31,17 +31,9 @@ if TYPE_CHECKING:
 Step: TypeAlias = tuple[int, Tensor]  # its number, from 1, and the loss, still on the device
 
 
-def pretrain(
-    model: CLIP,
-    images: Tensor,
-    tokens: Tensor,
-    captions: Tensor,
-    standard: Standard,
-    recipe: Recipe,
-    *,
-    seed: int,
-    checkpoint: Path | None = None,
-) -> Iterator[Step]:
+def pretrain(model: CLIP, images: Tensor, tokens: Tensor, captions: Tensor, standard: Standard,
+             recipe: Recipe, *, seed: int, checkpoint: Path | None = None
+) -> Iterator[Step]:  # fmt: skip
     """Train both towers of `model` in place by open_clip's contrastive loss.
 
     `captions` names the caption of each image by its row in `tokens`, which are encoded once per
@@ -62,16 +54,9 @@ def pretrain(
     yield from _fit(model, loss, recipe, f"pretrain seed {seed}", checkpoint, pretraining=True)
 
 
-def finetune(
-    visual: nn.Module,
-    logits: Callable[[Tensor], Tensor],
-    split: Split,
-    recipe: Recipe,
-    *,
-    seed: int,
-    identity: str = "",
-    checkpoint: Path | None = None,
-) -> Iterator[Step]:
+def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split, recipe: Recipe,
+             *, seed: int, identity: str = "", checkpoint: Path | None = None
+) -> Iterator[Step]:  # fmt: skip
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
 
     Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
@@ -102,14 +87,8 @@ def batch(count: int, size: int, step: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
 
 
-def _fit(
-    model: nn.Module,
-    loss_of: Callable[[int], Tensor],
-    recipe: Recipe,
-    identity: str,
-    checkpoint: Path | None,
-    pretraining: bool = False,
-) -> Iterator[Step]:
+def _fit(model: nn.Module, loss_of: Callable[[int], Tensor], recipe: Recipe, identity: str,
+         checkpoint: Path | None, pretraining: bool = False) -> Iterator[Step]:  # fmt: skip
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     spared = [p for p in named.values() if pretraining and p.ndim < 2]
     decayed = [p for p in named.values() if not (pretraining and p.ndim < 2)]

@@ -56,7 +56,8 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
 
     names = open_clip.list_models()
     if name not in names:
-        raise ValueError(f"unknown architecture {name!r}; closest: {_closest(name, names)}")
+        close = ", ".join(difflib.get_close_matches(name, names, 5, 0))
+        raise ValueError(f"unknown architecture {name!r}; closest: {close}")
     config = open_clip.get_model_config(name)
     own = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
     if not config.keys() <= own or "_model_name" in str(config):
@@ -83,10 +84,8 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         path = _downloaded(lambda: open_clip.download_pretrained(tag), what, remedy)
     elif not path.is_file():
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
-            f"weights {weights!r} are no file, and no tag of {name}; closest: "
-            f"{_closest(weights, tags)}"
-        )
+        close = ", ".join(difflib.get_close_matches(weights, tags, 5, 0))
+        raise ValueError(f"weights {weights!r} are no file, and no tag of {name}; closest: {close}")
     _, state = _below("visual.conv1.weight", _read(path), path, _WHOLE)
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(_conform(state, model.state_dict(), path, f"is it {name}? {_WHOLE}"))
@@ -142,10 +141,6 @@ def local_checkpoint(folder: Path, task: str) -> Path:
         f"{task}.safetensors nor {task}.pt but {len(found)} entries: "
         f"{', '.join(found[:20]) or 'none'}; it should hold either for each of {_TASKS}"
     )
-
-
-def _closest(word: str, valid: list[str]) -> str:
-    return ", ".join(difflib.get_close_matches(word, valid, n=5, cutoff=0)) or "none"
 
 
 def _first_line(error: Exception) -> str:

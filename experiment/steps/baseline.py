@@ -12,10 +12,7 @@ from experiment.session import Session
 
 
 def baseline(run: Run, supported: str) -> None:
-    """Write a supported task's losses at the zero-shot weights, and their gradient.
-
-    Only the direction of the slope differs from path to path.
-    """
+    """Write a supported task's losses and their gradient: only its direction differs by path."""
     session = Session(run)
     visual = session.tower()
     validation, test = (

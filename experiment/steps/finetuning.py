@@ -13,11 +13,7 @@ from experiment.session import Session
 
 
 def finetune(run: Run, patching: str) -> None:
-    """Write the image tower fine-tuned on a patching task: by the run itself, or a public one.
-
-    Raises:
-        ValueError: a public checkpoint is missing or of another architecture.
-    """
+    """Write the image tower fine-tuned on a patching task: by the run itself, or a public one."""
     session = Session(run)
     visual = session.tower()
     parent = weights.metadata(run.zero_shot)["digest"]
@@ -43,15 +39,10 @@ def finetune(run: Run, patching: str) -> None:
     precision = torch.bfloat16 if mixed else None
     head = session.head(patching)
     images = session.identity(patching, "train")
-    steps = training.finetune(
-        visual,
-        clip.classifier(visual, head, run.profile.pixels, precision),
-        split,
-        recipe,
-        seed=run.seed,
-        identity=f"images {images} head {weights.digest({'head': head})} {precision}",
-        checkpoint=checkpoint,
-    )
+    logits = clip.classifier(visual, head, run.profile.pixels, precision)
+    identity = f"images {images} head {weights.digest({'head': head})} {precision}"
+    steps = training.finetune(visual, logits, split, recipe, seed=run.seed, identity=identity,
+                              checkpoint=checkpoint)  # fmt: skip
     training.watch(steps, recipe.steps, f"fine-tune on {patching}")
     weights.save(target, visual.state_dict(), task=patching, step=recipe.steps, seed=run.seed,
                  recipe=recipe, precision=precision or torch.float32, parent=parent)  # fmt: skip

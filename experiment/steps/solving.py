@@ -70,11 +70,7 @@ def solve(run: Run, patching: str) -> None:
 def solve_pair(
     objective: PairObjective, classes: Sequence[int], length: float, gradient: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return what a pair's results file says of its validation images.
-
-    `length` is the 2-norm of w_zs - w_ft; `gradient` holds `norm`, `similarity` and `slope` of the
-    supported loss at the zero-shot weights.
-    """
+    """Return what a pair's results file says of its validation images."""
     grid = solver.grid(objective, step=0.05)
     ends = [grid.trace[0], grid.trace[-1]]  # shared by all methods
     answers = {
@@ -95,29 +91,19 @@ def solve_pair(
     parts = [objective(alpha) for alpha in ALPHAS]
     columns = {"sum": [math.fsum(p) for p in parts], **_by_role(list(zip(*parts, strict=True)))}
     first = [score.loss for score in means[0]]
+    transfer = metrics.backward_transfer(ALPHAS, first, length, gradient["slope"])
     return {
         "normalisation": objective.normalisation,
-        "curves": {
-            "alphas": list(ALPHAS),
-            **_by_role([
-                {
-                    "classes": count,
-                    "images": scores[0].images,
-                    "loss": [score.loss for score in scores],
-                    "accuracy": [score.accuracy for score in scores],
-                }
-                for count, scores in zip(classes, means, strict=True)
-            ]),
-        },
+        "curves": {"alphas": list(ALPHAS)} | _by_role([
+            {"classes": count, "images": scores[0].images,
+             "loss": [score.loss for score in scores],
+             "accuracy": [score.accuracy for score in scores]}
+            for count, scores in zip(classes, means, strict=True)
+        ]),
         "solutions": {
-            name: {
-                "alpha": found.alpha,
-                "value": found.value,
-                "bracket": list(found.bracket),
-                "status": found.status.name,
-                "evaluations": paid[name],
-                "trace": [[s.alpha, s.value, list(s.parts)] for s in found.trace],
-            }
+            name: {"alpha": found.alpha, "value": found.value, "bracket": list(found.bracket),
+                   "status": found.status.name, "evaluations": paid[name],
+                   "trace": [[s.alpha, s.value, list(s.parts)] for s in found.trace]}
             for name, found in answers.items()
         },
         "sampling": {
@@ -133,12 +119,9 @@ def solve_pair(
             "bootstrap": {**spread._asdict(), "draws": DRAWS},
         },
         "metrics": {
-            "length": length,
-            "gradient_norm": gradient["norm"],
+            "length": length, "gradient_norm": gradient["norm"],
             "gradient_similarity": gradient["similarity"],
-            "backward_transfer": metrics.backward_transfer(
-                ALPHAS, first, length, gradient["slope"]
-            )._asdict(),
+            "backward_transfer": transfer._asdict(),
             "forgetting": metrics.forgetting(means[0][0], means[0][-1])._asdict(),
             "quasiconvexity_violation": {
                 name: metrics.quasiconvexity_violation(values) for name, values in columns.items()
@@ -148,10 +131,7 @@ def solve_pair(
 
 
 def complete(run: Run, patching: str) -> None:
-    """Evaluate what the solvers ask for under every normalisation, for pages run without weights.
-
-    The run itself needs one normalisation only; the reference has them all.
-    """
+    """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
     session = Session(run)
     visual, path = session.tower(empty=True), session.path(patching)
     store = _open_store(session, patching)

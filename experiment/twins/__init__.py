@@ -1,1 +1,1 @@
-"""The 13 micro twins: small tasks in the character of the real data sets, drawn by code."""
+"""The 13 micro twins: small tasks drawn by code, and the small CLIP that reads them."""

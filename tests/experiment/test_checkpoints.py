@@ -16,6 +16,7 @@ from experiment import clip
 from experiment.real import checkpoints
 from experiment.real.checkpoints import import_image_tower, pretrained_clip
 from experiment.tasks import Task
+from experiment.twins import small_clip
 
 TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."), "Pets")
 TINY = {
@@ -204,7 +205,7 @@ def test_the_real_architecture_agrees_with_transformers(tmp_path):
 
 def test_zero_shot_head_matches_transformers_text_tower():
     texts = [prompt for name in TASK.classnames for prompt in TASK.prompts(name)]
-    tokenize = clip.Tokenizer.covering(texts, 10)
+    tokenize = small_clip.Tokenizer.covering(texts, 10)
     config = TINY | {"text_cfg": TINY["text_cfg"] | {"vocab_size": len(tokenize.vocabulary)}}
     theirs, ours = transformers_clip(config), open_clip.CLIP(**config).eval()
     ours.load_state_dict(text_tower(theirs.state_dict(), 2), strict=False)

@@ -10,6 +10,7 @@ from experiment import clip as module
 from experiment import weights
 from experiment.profiles import Standard
 from experiment.tasks import Task
+from experiment.twins import small_clip
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
 TEXT = {"context_length": 10, "width": 16, "heads": 2, "layers": 1}
@@ -20,7 +21,7 @@ TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."),
 @pytest.fixture(scope="module")
 def clip():
     prompts = [p for name in TASK.classnames for p in TASK.prompts(name)]
-    tokenize = module.Tokenizer.covering(prompts, 10)
+    tokenize = small_clip.Tokenizer.covering(prompts, 10)
     torch.manual_seed(0)
     return module.build_clip(8, VISION, TEXT, tokenize.vocabulary).eval(), tokenize
 

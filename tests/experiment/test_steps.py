@@ -158,7 +158,9 @@ def test_alpha_that_is_not_stored_is_evaluated_where_the_weights_are(tiny, tmp_p
         with pytest.raises(ValueError, match="are of another run; run `make book PROFILE=smoke"):
             replay.objective(moved.results, "CIFAR10", "MNIST")(0.124)
         moved.fine_tuned("MNIST").unlink()
-        with pytest.raises(ValueError, match=r"alpha = 0.124 of .* its weights are not in"):
+        with pytest.raises(
+            ValueError, match=r"alpha = 0.124 of .*, and the weights in .* are missing"
+        ):
             replay.objective(moved.results, "CIFAR10", "MNIST")(0.124)
     assert tiny.evaluations("MNIST").read_bytes() == before  # a page writes nothing
 
