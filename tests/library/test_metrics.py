@@ -135,6 +135,13 @@ def test_backward_transfer_of_a_late_fall_is_sampled():
     assert backward_transfer([0.0, 0.5, 1.0], [1.0, 1.2, 0.5], 2.0, 0.4) == (0.25, 1.0)
 
 
+def test_backward_transfer_takes_the_larger_of_limit_and_samples():
+    sampled = ([0.0, 0.5, 1.0], [1.0, 1.2, 0.5], 2.0)  # 0.25 at alpha = 1
+    assert backward_transfer(*sampled, slope_at_zero=-0.4) == (0.25, 1.0)
+    assert backward_transfer(*sampled, slope_at_zero=-0.6) == (0.3, 0.0)
+    assert backward_transfer(*sampled, slope_at_zero=-0.5) == (0.25, 0.0)  # the limit if equal
+
+
 def test_backward_transfer_of_a_rising_loss_is_negative():
     assert backward_transfer([0.0, 0.5, 1.0], [1.0, 2.0, 4.0], 1.0, 1.5) == (-1.5, 0.0)
 
@@ -156,7 +163,14 @@ def test_backward_transfer_limit_is_similarity_times_gradient_norm():
 @pytest.mark.parametrize(
     ("alphas", "losses", "length", "slope", "message"),
     [
-        ([0.1, 1.0], [1.0, 1.0], 1.0, None, "must ascend from 0"),
+        (
+            [0.1, 0.4, 1.0],
+            [1.0] * 3,
+            1.0,
+            None,
+            "alphas run from 0.1 to 1.0; they must ascend from 0",
+        ),
+        ([0.0, 0.5, 2.0], [1.0] * 3, 1.0, None, "from 0.0 to 2.0"),
         ([[0.0, 1.0]], [1.0, 1.0], 1.0, None, r"^alphas has shape \(1, 2\)"),
         ([0.0, 0.5, 1.0], [1.0, 1.0], 1.0, None, "3 alphas and 2 losses"),
         ([0.0, 2.0], [1.0, 1.0], 1.0, None, "end by 1"),
@@ -178,6 +192,7 @@ def test_forgetting_has_the_sign_of_the_harm():
     assert forgetting((0.5, 0.75), (0.5, 0.75)) == (0.0, 0.0)
     worse = forgetting((0.5, 0.75), (1.0, 0.5))
     assert worse.loss == 1.0 and worse.accuracy == 0.25
+    assert forgetting((0.5, 1.0), (0.0, 0.0)) == (-1.0, 1.0)
     better = forgetting((0.5, 0.75, 1000), (0.25, 0.875, 1000))
     assert better == (-0.5, -0.125)
 
@@ -191,6 +206,7 @@ def test_forgetting_has_the_sign_of_the_harm():
         ((0.5, 0.5), (np.inf, 0.5), "patched loss is inf"),
         ((-0.5, 0.5), (0.5, 0.5), "zero-shot loss is -0.5"),
         ((0.5, 0.5), (0.5, -0.1), "patched accuracy is -0.1"),
+        ((0.5, 0.5), (0.5, 1.1), "patched accuracy is 1.1"),
     ],
 )
 def test_forgetting_refuses(zero_shot, patched, message):

@@ -224,12 +224,12 @@ def test_quintic_samples_the_grid_of_its_step():
 
 def test_quintic_takes_six_known_evaluations_with_both_ends_for_its_grid():
     function = Counted(PROBLEMS["pair"])
-    known = evaluations(PROBLEMS["pair"], (0.0, 0.3, 0.5, 0.6, 0.7, 1.0))
-    solution = quintic(function, known=known)
-    assert solution.evaluations == len(function.calls) == 1
-    assert len(quintic(function, known=known[1:]).trace) > 21
-    assert len(quintic(function, known=known[:-1]).trace) > 21
-    assert len(quintic(function, known=[known[0], *known[2:]]).trace) == 22  # all on the grid
+    known = evaluations(PROBLEMS["pair"], (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 1.0))
+    for enough in (known, known[:-2] + known[-1:]):
+        function.calls.clear()
+        assert quintic(function, known=enough).evaluations == len(function.calls) == 1
+    for few in (known[1:], known[:-1], known[:1] + known[3:]):  # all on the grid
+        assert len(quintic(function, known=few).trace) == 22
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -462,6 +462,9 @@ def test_an_exhausted_budget_is_reported():
         assert solution.evaluations <= 5
         assert "raise max_evals" in solution.status.value
     assert log_quintic(kink, max_evals=60).status is Status.CONVERGED
+    for budget in (3, 4, 5):  # spent before golden has a point below both ends
+        solution = golden(lambda a: a, max_evals=budget)
+        assert (solution.status, solution.evaluations) == (Status.BUDGET, budget)
 
 
 @pytest.mark.parametrize("max_evals", [2, 3, 4, 5, 6, 7, 20])
@@ -495,6 +498,26 @@ def test_scale_changes_nothing(problem, scale):
     np.testing.assert_allclose(
         [e.alpha for e in weighted.trace], [e.alpha for e in here.trace], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("scale", [0.125, 8.0])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_width_and_place_of_the_bracket_change_nothing(name, problem, scale):
+    here, there = Counted(PROBLEMS[problem]), Counted(PROBLEMS[problem], 3 * scale, scale)
+    option = "step" if name in ("quintic", "grid") else "xtol"
+    first = SOLVERS[name](here, **{option: 0.01})
+    second = SOLVERS[name](there, (3 * scale, 4 * scale), **{option: 0.01 * scale})
+    assert second.status is first.status and len(there.calls) == len(here.calls)
+    np.testing.assert_allclose([a / scale - 3 for a in there.calls], here.calls, atol=2e-6)
+
+
+def test_golden_sees_nothing_but_the_order_of_values():
+    def steeper(alpha):
+        return math.exp(5 * sum(pair()(alpha)))
+
+    assert [e.alpha for e in golden(pair()).fresh] == [e.alpha for e in golden(steeper).fresh]
+    assert [e.alpha for e in brent(pair()).fresh] != [e.alpha for e in brent(steeper).fresh]
 
 
 def test_mirrored_objective_has_the_mirrored_minimum():
@@ -676,6 +699,15 @@ def test_a_budget_too_small_is_refused():
         brent(lambda a: a, max_evals=1)
     with pytest.raises(ValueError, match="needs at least 3"):
         golden(lambda a: a, max_evals=2)
+
+
+def test_widest_gap_is_cut_nearer_to_its_lower_side():
+    flat = log_quintic(lambda a: 1.0)
+    assert flat.fresh[3].alpha == pytest.approx(0.5 * 0.381966, abs=1e-6)
+    for edge, expected in ((0.8, 0.8 - 0.8 * 0.381966), (0.2, 0.2 + 0.8 * 0.381966)):
+        samples = evaluations(lambda a, edge=edge: 1 + abs(a - edge), (0.0, edge, 1.0))
+        record = solver._Record(len, (0.0, 1.0), samples)
+        assert record.widest_gap() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_fit_refuses_too_few_or_equal_samples():
