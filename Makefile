@@ -23,6 +23,8 @@ RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quie
   --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
   finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
 
+THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
+
 .PHONY: book plan test reference zip bench mutants env lint clean
 .DEFAULT_GOAL := book
 
@@ -46,8 +48,8 @@ reference: env
 	@$(BIN)/snakemake reference $(RUN)
 
 test: env
-	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
 
 zip: env
 	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))

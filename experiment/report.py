@@ -12,7 +12,6 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from paintlib.fits import log_spline
 from paintlib.normalisation import Normaliser, normaliser
@@ -144,6 +143,8 @@ class Correlation(NamedTuple):
         pairs = np.column_stack([x, y])
         if len(pairs) < 3 or not np.ptp(pairs, axis=0).all():
             return cls(len(pairs))
+        from scipy import stats  # takes as long to import as a page's figure to draw
+
         return cls(len(pairs), *map(float, (*stats.pearsonr(*pairs.T), *stats.spearmanr(pairs))))
 
     def __str__(self) -> str:

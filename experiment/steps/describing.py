@@ -10,11 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiment import cost, gallery, results, weights
 from experiment.run import Run
-from experiment.session import Session
 from experiment.tasks import SPLITS
 
 _PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib", "papermill", "jupytext",
@@ -23,6 +20,8 @@ _PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib", "paperm
 
 def describe(run: Run) -> None:
     """Write `run.json` and a few test images a task."""
+    from experiment.session import Session  # imports torch, which `provenance` does without
+
     gallery.write_pictures(Session(run))
     profile = run.profile
     tasks: dict[str, Any] = {}
@@ -58,10 +57,14 @@ def provenance(run: Run) -> None:
         seconds[f"{step}/{name}" if name else step] = round(float(row["s"]), 1)
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    real_gpu = run.profile.real and torch.cuda.is_available()
+    device = processor()
+    if run.profile.real:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
     content = {
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if real_gpu else processor(),
+        "device": device,
         "versions": versions,
         "seconds": seconds,
     }
