@@ -48,7 +48,7 @@ reference: env
 	@$(BIN)/snakemake reference $(RUN)
 
 test: env
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
 
 zip: env

@@ -97,9 +97,6 @@ def soups(book_html):
     return parsed(book_html)
 
 
-one_worker = pytest.mark.xdist_group("soups")  # parsing takes longer than the tests
-
-
 @pytest.mark.parametrize("part", range(3))  # each for a worker of its own
 def test_pages_are_whole_in_a_browser_without_a_network(browser, book_html, part):
     pages = pages_of(book_html)
@@ -130,7 +127,6 @@ def test_fault_of_a_page_is_found(browser, tmp_path, body, fault):
     assert any(text.startswith(fault) for text in found) if fault else not found, found
 
 
-@one_worker
 def test_links_and_images_of_all_pages(soups):
     assert not list(broken(soups))
     assert not list(nameless_images(soups))
@@ -158,7 +154,6 @@ def test_formulas_and_search_work_from_the_file_system(browser, book_html):
     page.close()
 
 
-@one_worker
 def test_every_drawn_figure_can_be_downloaded(soups):
     figures = [(page, image) for page, soup in soups.items()
                for image in soup.select("article img[src$='.svg']")]  # fmt: skip
@@ -168,7 +163,6 @@ def test_every_drawn_figure_can_be_downloaded(soups):
         assert link["href"] == image["src"] and link["download"].endswith(".svg"), page
 
 
-@one_worker
 def test_pages_carry_notebook_licence_and_citation(soups):
     for page, soup in soups.items():
         footer = soup.select_one(".extra_footer")
@@ -183,7 +177,6 @@ def test_pages_carry_notebook_licence_and_citation(soups):
             assert f"took {PROVENANCE['seconds'][step]} s to run" in footer.text, page
 
 
-@one_worker
 def test_status_holds_what_the_run_recorded(soups):
     text = next(soup for page, soup in soups.items() if page.stem == "status").article.text
     assert f"{sum(PROVENANCE['seconds'].values()):.1f}" in text

@@ -28,7 +28,6 @@ from experiment.real import checkpoints, datasets
 from experiment.run import Run
 from experiment.session import Session
 
-pytestmark = pytest.mark.xdist_group("paper")  # its fixtures take longer than its tests
 TINY = {
     "embed_dim": 32,
     "quick_gelu": True,

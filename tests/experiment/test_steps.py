@@ -21,7 +21,6 @@ from experiment.session import Session
 from paintlib import sampling, solver
 from paintlib.store import Store
 
-pytestmark = pytest.mark.xdist_group("steps")  # its fixtures take longer than its tests
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -14,7 +14,7 @@ from project import copy_project, git, make
 
 from experiment import results
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
+pytestmark = pytest.mark.workflow
 A = Path("artifacts/smoke")
 
 
