@@ -17,13 +17,13 @@ DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or 
 run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)), limit=int(SETTINGS["limit"] or 0),
              tasks=SETTINGS["tasks"], finetuned=SETTINGS["finetuned"])
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
+SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
 
-GPU = int(REAL)  # of each step that computes with the model
-# MB; measured peaks of the steps on a CPU, rounded up: of ViT-B/32, and of anything smaller
+# GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
 MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
-SMALL = 1600
+GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
 STEP = f"PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
@@ -73,17 +73,17 @@ wildcard_constraints:
     task="|".join(TASKS), supported="|".join(SUPPORTED),
     patching="|".join(PATCHING), summary="|".join(SUMMARIES),
 
-rule book:
+rule book:  # the pages too: Snakemake misses no file but those that are asked for
+    input: index=SITE, pages=PAGES
+    shell: "echo 'the book is at' $(realpath {input.index})"
+
+rule site:
     input: PAGES, f"{R}/provenance.json", PROSE
-    output: f"{BOOK}/_build/html/index.html"
+    output: SITE
     params: build=Path(sys.executable).with_name("jupyter-book")
-    shell:
-        "{STEP} assemble {RUN} && rm -f {output} && "
-        "{params.build} build {BOOK} --all -W -n --keep-going -q && "
-        "echo 'the book is at' $(realpath {output})"
+    shell: "{STEP} assemble {RUN} && {params.build} build {BOOK} --all -W -n --keep-going -q"
 
 if REAL:
-
     rule decode:
         input: step("decode"), lambda w: run.source_of(w.task)
         output: f"{A}/tasks/{{task}}.json"
@@ -106,7 +106,6 @@ if REAL:
         shell: "{STEP} head {RUN} {wildcards.task}"
 
 else:
-
     rule render:
         input: step("render")
         output: IMAGES
@@ -196,5 +195,5 @@ rule complete:  # every normalisation, for the reference
     shell: "{STEP} complete {RUN} {wildcards.patching}"
 
 rule reference:  # for maintainers: the committed results and pages, from this run
-    input: f"{BOOK}/_build/html/index.html", expand(f"{A}/complete/{{p}}.npz", p=PATCHING)
+    input: SITE, expand(f"{A}/complete/{{p}}.npz", p=PATCHING)
     shell: "{STEP} reference {RUN}"

@@ -9,15 +9,14 @@ import torch
 from fontTools.ttLib import TTFont
 from torch import Tensor
 
+from experiment.profiles import PATCHING, SUPPORTED
 from experiment.tasks import Split, Task
 from experiment.twins import micro
 from experiment.twins.canvas import COLOURS
 from experiment.twins.figures import OBJECTS
 from experiment.twins.micro import (
     MNIST_LIMIT,
-    PATCHING,
     SPLITS,
-    SUPPORTED,
     TASKS,
     SplitName,
     captioned,
