@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows: a file is whole there too, but only one process may write it
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Store", "replacing"]
+__all__ = ["Store"]
 
 SAME = 1e-9  # alphas closer than this are one: another processor repeats a root to rounding only
 FIELDS = ("alphas", "losses", "correct")
