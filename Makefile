@@ -62,7 +62,7 @@ bench: env
 	$(BIN)/python benchmarks/throughput.py
 
 mutants: env
-	$(BIN)/mutmut run; $(BIN)/mutmut results
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run; $(BIN)/mutmut results
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -274,6 +274,17 @@ def test_fit_quintic_passes_through_the_six_samples_around_the_lowest():
     samples = evaluations(lambda a: (a - 0.52) ** 2, np.linspace(0, 1, 11))
     window = fit_quintic(samples).domain
     assert tuple(window) == pytest.approx((0.3, 0.8))
+    for middle, expected in (
+        (-1.0, (0.0, 0.5)),
+        (0.12, (0.0, 0.5)),
+        (0.88, (0.5, 1.0)),
+        (2.0, (0.5, 1.0)),
+    ):
+        samples = evaluations(lambda a, middle=middle: (a - middle) ** 2, np.linspace(0, 1, 11))
+        assert tuple(fit_quintic(samples).domain) == pytest.approx(expected)
+    for lower, expected in ((0.51, (0.3, 0.8)), (0.49, (0.2, 0.7))):  # at equal distance, the lower
+        samples = evaluations(lambda a, lower=lower: (a - lower) ** 2, np.linspace(0, 1, 11))
+        assert tuple(fit_quintic(samples).domain) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("points", [2, 3, 4, 5, 6])
@@ -319,6 +330,18 @@ def test_fit_curvature_is_the_derivative_of_the_slope():
         for x in (0.1, 0.5, 0.9):
             difference = (fit.slope(x + step) - fit.slope(x - step)) / (2 * step)
             assert fit.curvature(x) == pytest.approx(float(difference), rel=1e-6)
+
+
+@pytest.mark.parametrize("low", [0.0, -5.0, -0.5, 1000.0])
+def test_fit_finds_its_minimum_to_rounding(low):
+    def valley(a):
+        return (1 + (a - low - 0.3712) ** 2, math.exp(a - low - 0.3712) - (a - low))
+
+    fit = fit_parts(evaluations(valley, low + np.linspace(0, 1, 6)))
+    found = fit.minimum(low, low + 1.0)
+    assert abs(float(fit.slope(found))) < 1e-11 * max(1.0, abs(low))
+    assert fit.minimum(low + 0.5, low + 1.0) == low + 0.5
+    assert fit.minimum(low, low + 0.25) == low + 0.25
 
 
 def test_fit_drops_the_logarithm_where_a_part_touches_zero():
@@ -429,6 +452,12 @@ def test_a_flat_objective_says_so(name):
     solution = SOLVERS[name](lambda a: (0.3, 0.7))
     assert solution.status is Status.FLAT
     assert solution.value == 1.0
+
+
+def test_flat_is_a_matter_of_rounding_at_any_scale():
+    above = float(np.nextafter(1e6, 2e6))
+    assert grid(lambda a: above if a > 0.3 else 1e6).status is Status.FLAT
+    assert grid(lambda a: 1e-6 + 1e-12 * a).status is Status.AT_START
 
 
 @pytest.mark.parametrize("name", ["quintic", "log_quintic", "grid"])
