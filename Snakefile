@@ -70,7 +70,7 @@ APART = {"_build", "pairs", "results", "__pycache__"}
 PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
 wildcard_constraints:
-    task="|".join(TASKS), supported="|".join(SUPPORTED),
+    task="|".join(TASKS),
     patching="|".join(PATCHING), summary="|".join(SUMMARIES),
 
 rule book:  # the pages too: Snakemake misses no file but those that are asked for
@@ -143,13 +143,13 @@ rule finetune:
 
 rule baseline:
     input:
-        step("baseline"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{supported}}.safetensors",
-        lambda w: run.images(w.supported),
-    output: f"{A}/baseline/{{supported}}.safetensors"
-    benchmark: f"{A}/benchmarks/baseline.{{supported}}.tsv"
+        step("baseline"), f"{A}/zero_shot.safetensors", [run.head(task) for task in SUPPORTED],
+        [run.images(task) for task in SUPPORTED],
+    output: [run.baseline(task) for task in SUPPORTED]
+    benchmark: f"{A}/benchmarks/baseline.tsv"
     priority: 1  # all paths wait for it
     resources: gpu=GPU, mem_mb=MEMORY.get("baseline", SMALL)
-    shell: "{STEP} baseline {RUN} {wildcards.supported}"
+    shell: "{STEP} baseline {RUN} {SUPPORTED}"
 
 rule solve:
     input:
@@ -165,14 +165,12 @@ rule solve:
 
 rule pair:
     input:
-        page("notebooks/pair.md"), f"{R}/run.json",
-        f"{R}/pairs/{{supported}}-{{patching}}.json", f"{R}/evaluations/{{patching}}.npz",
-    output: f"{BOOK}/pairs/{{supported}}-{{patching}}.ipynb"
-    params: title=lambda w: f"{run.profile.label(w.supported)} + {run.profile.label(w.patching)}"
-    benchmark: f"{A}/benchmarks/pair.{{supported}}-{{patching}}.tsv"
-    shell:
-        "{STEP} page {RUN} notebooks/pair.md {output} --title '{params.title}' {RESULTS} "
-        "-p supported {wildcards.supported} -p patching {wildcards.patching}"
+        page("notebooks/pair.md"), f"{R}/run.json", f"{R}/evaluations/{{patching}}.npz",
+        expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
+    output: expand(f"{BOOK}/pairs/{{s}}-{{{{patching}}}}.ipynb", s=SUPPORTED)
+    params: supported=",".join(SUPPORTED)
+    benchmark: f"{A}/benchmarks/pair.{{patching}}.tsv"
+    shell: "{STEP} pair {RUN} {wildcards.patching}"
 
 rule summary:
     input:

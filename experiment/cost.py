@@ -91,6 +91,6 @@ def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, an
         "decode": Work(len(decoded), decoded=sum(decoded.values())),
         "head": Work(len(decoded), prompts=sum(DATA_SETS[name].prompts for name in decoded)),
         "finetune": Work(len(patching), training=len(patching) * RECIPE.steps * RECIPE.batch_size),
-        "baseline": Work(len(kept), forward=validation + test, training=validation),
+        "baseline": Work(1, forward=validation + test, training=validation),
         "solve": Work(len(patching), forward=round(solving)),
     }

@@ -16,6 +16,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from experiment import myst
+from experiment.progress import bar
 from experiment.run import Run
 from paintlib.files import replacing
 
@@ -65,6 +66,16 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     nbformat.validate(page)
     with replacing(target) as part:
         part.write_text(nbformat.writes(page), encoding="utf-8")
+
+
+def pair(run: Run, patching: str) -> None:
+    """Run the page of each pair of a patching task."""
+    for supported in bar(run.profile.supported, f"pages of {patching}"):
+        pair = (("supported", supported), ("patching", patching))
+        title = " + ".join(run.profile.label(task) for _, task in pair)
+        target = run.book / "pairs" / f"{supported}-{patching}.ipynb"
+        given = (("results", f"../../results/{run.name}"), *pair)
+        page(run, "notebooks/pair.md", target, parameters=given, title=title)
 
 
 def assemble(run: Run, prose: Path = Path("book")) -> None:

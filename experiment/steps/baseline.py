@@ -1,4 +1,4 @@
-"""Score a supported task at the zero-shot weights, where all paths begin, once for all of them."""
+"""Score the supported tasks at the zero-shot weights, where all paths begin, once for all."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ import json
 import torch
 
 from experiment import weights
+from experiment.progress import bar
 from experiment.run import Run
 from experiment.session import Session
 
 
-def baseline(run: Run, supported: str) -> None:
-    """Write a supported task's losses and their gradient: only its direction differs by path."""
+def baseline(run: Run, *supported: str) -> None:
+    """Write the tasks' losses and their gradients: only the direction differs by path."""
     session = Session(run)
     visual = session.tower()
-    validation, test = (
-        session.losses(visual, [supported], split)[supported] for split in ("validation", "test")
-    )
-    images = validation.evaluate()
-    gradient = validation.gradient()
-    weights.save(
-        run.baseline(supported),
-        {
-            "losses": torch.from_numpy(images.losses),
-            "correct": torch.from_numpy(images.correct),
-            **{f"gradient.{name}": part for name, part in gradient.items()},
-        },
-        task=supported,
-        test=json.dumps(test.score()),
-        parent=weights.metadata(run.zero_shot)["digest"],
-    )
+    parent = weights.metadata(run.zero_shot)["digest"]
+    for task in bar(supported, "baselines"):
+        validation, test = (
+            session.losses(visual, [task], split)[task] for split in ("validation", "test")
+        )
+        images, gradient = validation.evaluate(), validation.gradient()
+        tensors = {name: torch.from_numpy(found) for name, found in images._asdict().items()}
+        tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
+        score = json.dumps(test.score())
+        weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)
