@@ -186,6 +186,27 @@ rule provenance:
     output: f"{R}/provenance.json"
     shell: "{STEP} provenance {RUN}"
 
+rule measure:  # for the evidence
+    input:
+        step("measure"), f"{A}/fine_tuned/{{patching}}.safetensors",
+        HEADS, f"{R}/evaluations/{{patching}}.npz",
+    output: f"{R}/evidence/{{patching}}.json"
+    params: images=int(config.get("images") or 0)
+    benchmark: f"{A}/benchmarks/measure.{{patching}}.tsv"
+    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    shell: "{STEP} measure {RUN} --images {params.images} {wildcards.patching}"
+
+rule resample:
+    input: step("resample"), f"{R}/evidence/{{patching}}.json"
+    output: f"{R}/samples/{{patching}}.json"
+    shell: "{STEP} resample {RUN} {wildcards.patching}"
+
+rule measured:
+    input: DESCRIBED, SOLVED, [run.evidence(task) for task in PATCHING]
+
+rule resampled:
+    input: [run.samples(task) for task in PATCHING]
+
 rule complete:  # every normalisation, for the reference
     input: f"{R}/evaluations/{{patching}}.npz"
     output: f"{A}/complete/{{patching}}.npz"

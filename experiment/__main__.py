@@ -24,6 +24,8 @@ COMMANDS = {
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
     "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
+    "measure": ("steps.measuring", "TASK: measure a path as the evidence needs it"),
+    "resample": ("steps.resampling", "TASK: search samples of the images whose truth is known"),
     "complete": ("steps.solving", "TASK: the same under every normalisation"),
     "describe": ("steps.describing", "write run.json, the shown pictures and the headline"),
     "provenance": ("steps.describing", "write commit, versions and seconds"),
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")
     parser.add_argument("--weights", help="of `zero_shot`: openai, random or a file")
+    parser.add_argument("--images", type=int, help="of `measure`: test images of each task")
     parser.add_argument("--title", help="of `page`: its heading")
     parser.add_argument("-p", dest="parameters", nargs=2, action="append",
                         metavar=("NAME", "VALUE"), help="of `page`")  # fmt: skip

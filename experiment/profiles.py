@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,7 @@ class Profile:
     test: int | None = None
     batch_size: int = 100  # images per forward pass when scoring
     limit: int = 0  # images a split of a dry run; 0 for the experiment itself
+    design: Mapping[str, float] = field(default_factory=dict)  # of the twins, where it is another
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -135,6 +136,7 @@ def _recipe(said: dict[str, Any]) -> Recipe:
 
 
 def _profile(name: str, said: dict[str, Any]) -> Profile:
+    said = dict(said)
     clip = said.pop("clip")
     if not isinstance(clip, str):
         clip = SmallClip(**{**clip, "recipe": _recipe(clip["recipe"])})
@@ -145,8 +147,13 @@ def _profile(name: str, said: dict[str, Any]) -> Profile:
     return Profile(name=name, clip=clip, **{**said, **tasks, **made})
 
 
-_FILE = Path(__file__).with_suffix(".toml")
-PROFILES = {name: _profile(name, said) for name, said in tomllib.loads(_FILE.read_text()).items()}
+def _read(file: Path) -> dict[str, Profile]:
+    said = tomllib.loads(file.read_text(encoding="utf-8"))
+    whole = {name: {**said.get(own.pop("like", ""), {}), **own} for name, own in said.items()}
+    return {name: _profile(name, own) for name, own in whole.items()}
+
+
+PROFILES = _read(Path(__file__).with_suffix(".toml"))
 
 
 def get(name: str) -> Profile:

@@ -115,6 +115,12 @@ class Run:
     def predictions(self, patching: str) -> Path:
         return self._file(f"results/{self.name}/predictions", patching, "json")
 
+    def evidence(self, patching: str) -> Path:
+        return self._file(f"results/{self.name}/evidence", patching, "json")
+
+    def samples(self, patching: str) -> Path:
+        return self._file(f"results/{self.name}/samples", patching, "json")
+
     def pair(self, supported: str, patching: str) -> Path:
         return self.results / "pairs" / f"{supported}-{patching}.json"
 

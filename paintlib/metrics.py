@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = [
-    "BackwardTransfer", "Forgetting", "backward_transfer", "forgetting", "gain",
-    "gradient_similarity", "quasiconvexity_violation",
+    "BackwardTransfer", "Forgetting", "ForgettingPrediction", "backward_transfer", "forgetting",
+    "forgetting_prediction", "gain", "gradient_similarity", "quasiconvexity_violation",
 ]  # fmt: skip
 
 CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
@@ -30,6 +30,22 @@ class Forgetting(NamedTuple):
 
     loss: float
     accuracy: float
+
+
+class ForgettingPrediction(NamedTuple):
+    """How a loss rises along a path, to second order at its start, relative to the loss there.
+
+    `slope` and `fisher` are per unit of alpha and of its square; `slope_stderr` is the slope's
+    sampling error. Called with alpha it returns the predicted rise, L(alpha) / L(0) - 1.
+    """
+
+    slope: float
+    fisher: float
+    slope_stderr: float
+
+    def __call__(self, alpha: float) -> float:
+        """Return the predicted rise at `alpha`, a fraction of the zero-shot loss."""
+        return alpha * self.slope + alpha**2 / 2 * self.fisher
 
 
 def gradient_similarity(displacement: Any, gradient: Any) -> float:
@@ -135,6 +151,44 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
     if zero_shot[0] == 0:
         raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
     return Forgetting(float(patched[0] / zero_shot[0] - 1.0), float(zero_shot[1] - patched[1]))
+
+
+def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLike
+) -> ForgettingPrediction:  # fmt: skip
+    r"""Predict forgetting from two forward passes at the zero-shot weights: (4.5) eq-prediction.
+
+    $$\hat F(\alpha) = \frac{\alpha \, g \cdot d + \frac{\alpha^2}{2} d^T G d}{L(0)}$$
+
+    with d = w_ft - w_zs, the gradient g and the Fisher information G at w_zs. By the chain rule
+    g.d is the mean of (p - y).z', and d^T G d that of the variance of z' under the predictions p,
+    where z' = dz/dalpha; the second needs no labels. G is the Hessian but for the curvature of the
+    logits themselves, so that far from w_zs the rise is as a rule underestimated.
+
+    Args:
+        logits: z at w_zs, `(n, classes)`.
+        change: z' there, `(n, classes)`: a difference of logits over a small difference of alpha.
+        labels: `(n,)`, the right classes.
+
+    Raises:
+        ValueError: the shapes do not fit, or the zero-shot loss is zero.
+
+    >>> forgetting_prediction([[0.0, 0.0]], [[1.0, -1.0]], [0])(1.0).round(6)
+    -0.721348
+    """
+    z, dz, y = np.asarray(logits, float), np.asarray(change, float), np.asarray(labels)
+    if z.ndim != 2 or z.shape != dz.shape or y.shape != z.shape[:1] or not len(z):
+        raise ValueError(f"logits {z.shape}, change {dz.shape}, labels {y.shape} do not fit")
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    rows = np.arange(len(z))
+    loss = float(-np.log(p[rows, y]).mean())
+    if loss == 0:
+        raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
+    mean = (p * dz).sum(1)
+    slopes = (mean - dz[rows, y]) / loss
+    fisher = (p * (dz - mean[:, None]) ** 2).sum(1).mean() / loss
+    error = float(slopes.std()) / math.sqrt(len(z))
+    return ForgettingPrediction(float(slopes.mean()), float(fisher), error)
 
 
 def gain(value: float, reference: float) -> float:

@@ -86,7 +86,7 @@ class PairObjective:
         self._begin(evaluate, store, list(by_name), classes, normalisation)
 
     @classmethod
-    def replay(cls, store: Store, names: Sequence[str], classes: Sequence[int],
+    def replay(cls, store: Store | None, names: Sequence[str], classes: Sequence[int],
                normalisation: str = "zero_shot", *,
                evaluate: Evaluate | None = None) -> PairObjective:  # fmt: skip
         """Return the objective of evaluations that are stored: no weights, no model, no torch.

@@ -1,7 +1,7 @@
 """How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,10 @@ from paintlib.normalisation import normaliser
 from paintlib.objective import PairObjective
 from paintlib.solver import Evaluation, Solution
 
-__all__ = ["StandardError", "bootstrap", "contributions", "difference", "standard_error"]
+__all__ = [
+    "StandardError", "bootstrap", "contributions", "difference", "images_needed", "second_valley",
+    "standard_error", "tolerance",
+]  # fmt: skip
 
 
 class StandardError(NamedTuple):
@@ -103,6 +106,60 @@ def standard_error(
     spread = math.sqrt(sum(_variance(weights @ np.stack(column)) for column in columns))
     curvature = fit_parts(kept).curvature(best.alpha)
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
+
+
+def tolerance(objective: PairObjective, share: float = 0.1
+) -> Callable[[Sequence[Evaluation]], float]:  # fmt: skip
+    """Return `xtol` for `solver.log_quintic`: a share of the sampling error of alpha*.
+
+    A search that errs by a tenth of it makes the whole error 0.5 % larger. It is within 0.0001 and
+    0.05 of the bracket's width, and 0.001 of it while the samples cannot tell the error.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it is a fraction of the sampling error, say 0.1")
+
+    def xtol(samples: Sequence[Evaluation]) -> float:
+        error = standard_error(objective, samples) if len(samples) > 2 else None
+        width = samples[-1].alpha - samples[0].alpha if len(samples) > 1 else 1.0
+        if error is None or math.isnan(error.alpha):
+            return 1e-3 * width
+        return min(max(share * error.alpha, 1e-4 * width), 0.05 * width)
+
+    return xtol
+
+
+def images_needed(stderr: float, images: int, wanted: float) -> int:
+    """Return how many images a task give alpha* the standard error `wanted`.
+
+    `images` gave `stderr`, which falls with the root of their number. A grid of step h is off by
+    h / sqrt(12) in the root mean square: fewer images than give that much cannot use a finer one.
+
+    >>> images_needed(0.03, 500, wanted=0.05 / 12**0.5)
+    2160
+    """
+    for name, number in (("stderr", stderr), ("images", images), ("wanted", wanted)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name} is {number}; give a positive, finite number")
+    return math.ceil(images * (stderr / wanted) ** 2 * (1 - 1e-12))
+
+
+def second_valley(
+    objective: PairObjective, samples: Solution | Iterable[Evaluation]
+) -> tuple[float, float] | None:
+    """Return how high the ridge before a second valley is, and the sampling error of that height.
+
+    The height is that of the highest sample between two lower ones over the higher of the two, so
+    0 for a quasi-convex sum. A second valley is told from noise where its ridge is higher than
+    1.96 errors. None where one of the three alphas was not evaluated by this objective.
+    """
+    found = sorted(samples.trace if isinstance(samples, Solution) else samples)
+    height, top, low = 0.0, found[0], found[0]
+    for i in range(1, len(found) - 1):
+        sides = (min(side, key=lambda s: s.value) for side in (found[:i], found[i + 1 :]))
+        higher = max(sides, key=lambda sample: sample.value)
+        if found[i].value - higher.value > height:
+            height, top, low = found[i].value - higher.value, found[i], higher
+    return difference(objective, top.alpha, low.alpha)
 
 
 def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes: Sequence[int],

@@ -28,7 +28,6 @@ __all__ = [
 
 GOLDEN = (3.0 - math.sqrt(5.0)) / 2.0
 NOISE = 1e-6  # bumps below this share of the objective's range are not called minima
-GAIN = 1e-6  # a relative gain below this is not worth an evaluation
 FIRST = 0.5  # where to look between the ends, as a share of the bracket
 AGREE = 1e-3  # a fit whose last prediction was off by more (relatively) is not believed yet
 
@@ -135,31 +134,35 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
     return record.solution(Status.UNVERIFIED, (root, float(polynomial(root))))
 
 
-def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
+def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *,
+                xtol: float | Callable[[Sequence[Evaluation]], float] = 1e-3,
                 max_evals: int | None = None, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
     (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
     in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
-    best point and promises a gain of at most 1e-6 of the value, and the fit without that point had
-    its root there too (within `xtol`) and foretold its value (to 1e-3). Where the steps of the
-    fits do not shrink, it takes a golden section of the widest gap in the bracket, so that it ends
-    on any function. An evaluation `xtol` inside certifies a minimum at an end.
+    best point, and the fit without that point had its root there too (within `xtol`) and predicted
+    its value (to 1e-3). Where the steps of the fits do not shrink, it takes a golden section of the
+    widest gap in the bracket, so that it ends on any function. An evaluation `xtol` inside
+    certifies a minimum at an end.
 
-    `xtol` is a distance of alphas. `max_evals` limits the fresh evaluations: by default to six, and
-    one for each end that is not `known`. The rest, answer (or BUDGET) and errors as for `quintic`.
+    `xtol` is a distance of alphas, or a function of the samples so far that returns one
+    (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default to six, and one
+    for each end that is not `known`. The rest, answer (or BUDGET) and errors as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
     """
     record = _Record(objective, bracket, known)
     missing = sum(not record.find(end) for end in (record.low, record.high))
-    record.limit(xtol, 6 + missing if max_evals is None else max_evals, at_least=missing)
-    return record.solution(_search(record, xtol))
+    tolerance = xtol if callable(xtol) else lambda _: xtol
+    budget = 6 + missing if max_evals is None else max_evals
+    record.limit(tolerance(record.samples), budget, at_least=missing)
+    return record.solution(_search(record, tolerance))
 
 
-def _search(record: _Record, xtol: float) -> Status:
+def _search(record: _Record, tolerance: Callable[[Sequence[Evaluation]], float]) -> Status:
     """Spend evaluations until the fitted minimum stands still; return how that ended."""
     low, high = record.low, record.high
     for end in (low, high):
@@ -169,15 +172,14 @@ def _search(record: _Record, xtol: float) -> Status:
     steps: list[float] = []
     while True:
         best, (a, b) = record.best(), record.bracket()
+        xtol = tolerance(record.samples)
         if best.alpha - a <= xtol * (1 + SAME) >= b - best.alpha:
             return record.place()
         if record.flat() and len(record.samples) >= POINTS:
             return Status.FLAT
-        fit = fit_parts(record.samples)
-        target = fit.minimum(a, b)
+        target = fit_parts(record.samples).minimum(a, b)
         still = abs(target - best.alpha) <= xtol
-        gain = best.value - float(fit(target))
-        if still and gain <= GAIN * record.scale() and _foreseen(record, xtol):
+        if still and _foreseen(record, xtol):
             return Status.CONVERGED
         if not record.budget:
             return Status.BUDGET

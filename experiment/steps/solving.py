@@ -72,11 +72,11 @@ def solve_pair(
 ) -> dict[str, Any]:
     """Return what a pair's results file says of its validation images."""
     grid = solver.grid(objective, step=0.05)
-    ends = [grid.trace[0], grid.trace[-1]]  # shared by all methods
+    ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
     answers = {
         "grid": grid,
         "quintic": solver.quintic(objective, known=grid.trace),
-        "log_quintic": solver.log_quintic(objective, known=ends),
+        "log_quintic": solver.log_quintic(objective, known=ends, xtol=xtol),
     }
     paid = {name: found.evaluations for name, found in answers.items()}
     paid["grid"] = len(grid.trace) - len(ends)
@@ -141,7 +141,8 @@ def complete(run: Run, patching: str) -> None:
             objective = PairObjective(path, losses, classes, kind, names=pair, store=store)
             grid = solver.grid(objective, step=0.05)
             solver.quintic(objective, known=grid.trace)
-            solver.log_quintic(objective, known=[grid.trace[0], grid.trace[-1]])
+            ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
+            solver.log_quintic(objective, known=ends, xtol=xtol)
     _publish(store, run.folder / "complete" / f"{patching}.npz")
 
 

@@ -202,10 +202,10 @@ def _chunks(count: int, classes: int, *stream: object) -> Iterator[tuple[Canvas,
         yield Canvas(_CHUNK, rng), ((start + order) % classes), min(_CHUNK, count - start)
 
 
-def _wild(canvas: Canvas, image: Tensor) -> Tensor:
-    """Show WILD_SHARE of the pictures as a poor camera would."""
+def _wild(canvas: Canvas, image: Tensor, share: float) -> Tensor:
+    """Show a share of the pictures as a poor camera would."""
     poor = canvas.weather(image, (0.55, 1.05), (0.2, 1.0), 0.05)
-    return torch.where(canvas.coin(WILD_SHARE) > 0, poor, image)
+    return torch.where(canvas.coin(share) > 0, poor, image)
 
 
 @cache
@@ -232,7 +232,7 @@ def _mnist() -> dict[str, Split]:
     return splits
 
 
-def render(name: str, split: SplitName, count: int) -> Split:
+def render(name: str, split: SplitName, count: int, wild_share: float = WILD_SHARE) -> Split:
     """Return the first `count` pictures of a twin's split.
 
     The same arguments give the same pictures in every run; a shorter request is a prefix of a
@@ -242,6 +242,7 @@ def render(name: str, split: SplitName, count: int) -> Split:
         name: A key of TASKS.
         split: "train", "validation" or "test".
         count: Number of pictures.
+        wild_share: Share of a supported twin's pictures that a poor camera took.
 
     Returns:
         Images uint8 (count, 3, 32, 32) and labels int64 (count,).
@@ -269,7 +270,8 @@ def render(name: str, split: SplitName, count: int) -> Split:
     for canvas, targets, wanted in _chunks(count, len(classnames), name, split):
         if name in SUPPORTED:
             ids = torch.tensor([objects.index(one) for one in classnames])[targets]
-            image = _wild(canvas, draw_objects(canvas, ids, LOOKS[_LOOK_OF[name]])[0])
+            image = draw_objects(canvas, ids, LOOKS[_LOOK_OF[name]])[0]
+            image = _wild(canvas, image, wild_share)
         else:
             image = _DRAW[name](canvas, targets, "target")
         images.append(to_uint8(image)[:wanted])
@@ -325,16 +327,19 @@ def _captioned_places(
     return images, captions
 
 
-def captioned(count: int, seed: int) -> tuple[Tensor, list[str]]:
+def captioned(
+    count: int, seed: int, caption_noise: float = CAPTION_NOISE
+) -> tuple[Tensor, list[str]]:
     """Render the captioned set that the micro CLIP is pre-trained on.
 
     OBJECT_SHARE of it shows objects in four looks; the rest shows the worlds of eight patching
-    tasks (all but the real digits), mostly in a clean style. CAPTION_NOISE of the captions are
-    exchanged among each other. Pictures are ordered by source: shuffle them for training.
+    tasks (all but the real digits), mostly in a clean style. A share `caption_noise` of the
+    captions are exchanged among each other. Pictures are ordered by source: shuffle them.
 
     Args:
         count: Number of pictures.
         seed: Another seed gives another set.
+        caption_noise: Share of the captions that belong to another picture.
 
     Returns:
         Images uint8 (count, 3, 32, 32) and one caption each.
@@ -363,7 +368,7 @@ def captioned(count: int, seed: int) -> tuple[Tensor, list[str]]:
             images += pictures
             captions += words
     chance = random.Random(_seed("noise", seed))
-    wrong = [i for i in range(count) if chance.random() < CAPTION_NOISE]
+    wrong = [i for i in range(count) if chance.random() < caption_noise]
     swapped = [captions[i] for i in wrong]
     chance.shuffle(swapped)
     for i, caption in zip(wrong, swapped, strict=True):
