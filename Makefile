@@ -4,6 +4,9 @@
 # make plan       what `make book` would do now
 # make test       all tests, and every page of the reference run again by nbval
 # make reference  for maintainers: the committed results and pages, made again from a run
+# make seeds      for maintainers: the headline numbers at seeds 0 to SEEDS - 1, kept in results/micro
+# make evidence   that, the truth on fresh images, other rules for alpha, and ablations (2 hours);
+#                 PROFILE=paper: the truth and the other rules on the test images of that run
 # make zip        the committed book in one archive that needs no server and no network
 # make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
 # make mutants    how many faults put into the library its tests find
@@ -13,6 +16,7 @@ PYTHON ?= python3
 CORES ?= 2
 PROFILE ?= micro
 SEED ?= 0
+SEEDS ?= 5
 DATA ?= $(or $(PAINTLIB_DATA),data)
 BIN := .venv/bin
 # only so many steps run side by side as memory holds, and one on each GPU
@@ -25,7 +29,7 @@ RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quie
 
 THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
 
-.PHONY: book plan test reference zip bench mutants env lint clean
+.PHONY: book plan test reference seeds evidence kept zip bench mutants env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -46,6 +50,20 @@ plan: env
 
 reference: env
 	@$(BIN)/snakemake reference $(RUN)
+
+seeds: env
+	@for seed in $$(seq 0 $$(($(SEEDS) - 1))); do $(MAKE) --no-print-directory kept SEED=$$seed || exit 1; done
+
+evidence: env $(if $(filter micro,$(PROFILE)),seeds)
+ifeq ($(PROFILE),micro)
+	@for profile in micro-true-captions micro-good-pictures micro-clean; do $(MAKE) --no-print-directory kept PROFILE=$$profile || exit 1; done
+else
+	@$(BIN)/snakemake resampled $(RUN) images=10000
+endif
+
+kept: env
+	@$(BIN)/snakemake $(if $(filter micro0,$(PROFILE)$(SEED)),resampled $(RUN) images=10000,measured $(RUN))
+	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile

@@ -66,6 +66,8 @@ SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
 SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
 PAGES = expand(f"{BOOK}/pairs/{{s}}-{{p}}.ipynb", s=SUPPORTED, p=PATCHING)
 PAGES += expand(f"{BOOK}/results/{{summary}}.ipynb", summary=sorted(SUMMARIES))
+KEPT = "evidence samples seeds ablations".split()  # by `make evidence`; where a run has none, the reference's
+EVIDENCE = [str(file) for folder in (R, "results/micro") for kind in KEPT for file in Path(folder, kind).glob("*.json")]
 APART = {"_build", "pairs", "results", "__pycache__"}
 PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
@@ -176,7 +178,7 @@ rule summary:
     input:
         lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
-        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else [],
+        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else [], EVIDENCE,
     output: f"{BOOK}/results/{{summary}}.ipynb"
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
     shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} {RESULTS}"

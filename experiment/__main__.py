@@ -27,6 +27,7 @@ COMMANDS = {
     "measure": ("steps.measuring", "TASK: measure a path as the evidence needs it"),
     "resample": ("steps.resampling", "TASK: search samples of the images whose truth is known"),
     "complete": ("steps.solving", "TASK: the same under every normalisation"),
+    "keep": ("evidence", "add what this run says to the committed evidence"),
     "describe": ("steps.describing", "write run.json, the shown pictures and the headline"),
     "provenance": ("steps.describing", "write commit, versions and seconds"),
     "page": ("pages", "NOTEBOOK TARGET: run one notebook into a page"),

@@ -1,0 +1,306 @@
+"""What several runs, fresh images and other rules say together; a page reads it, none computes it.
+
+`make evidence` writes it beside the results of the reference: `evidence/PATCHING.json` and
+`samples/PATCHING.json` of that run, `seeds/SEED.json` and `ablations/PROFILE.json` of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline, PchipInterpolator
+
+from experiment import claims, report, results
+from experiment.run import Run
+from paintlib import metrics, solver
+from paintlib.fits import log_spline
+from paintlib.normalisation import NORMALISATIONS
+
+REFERENCE = "results/micro"
+DIGITS = 7  # of the numbers that are kept of other runs
+DENSE = np.linspace(0.0, 1.0, 2001)
+
+Floats = NDArray[np.float64]
+
+
+def find(folder: Path | str) -> Path:
+    """Return the results whose evidence a page shows: a run's own, or those of the reference."""
+    own = results.find(folder)
+    return own if (own / "evidence").is_dir() else results.find(REFERENCE)
+
+
+def keep(run: Run) -> None:
+    """Add to the committed results what this run says: as the reference, a seed or an ablation."""
+    kept = results.ROOT / REFERENCE
+    if run.name == "micro":
+        for kind in ("evidence", "samples"):
+            for file in (run.results / kind).glob("*.json"):
+                results.write_json(
+                    kept / kind / file.name, _short(results.read_json(file)), flat=True
+                )
+    kind, name = (
+        ("seeds", str(run.seed)) if run.profile.name == "micro" else ("ablations", run.name)
+    )
+    results.write_json(kept / kind / f"{name}.json", summary(run.results), flat=True)
+
+
+def summary(folder: Path | str) -> dict[str, Any]:
+    """Return what is kept of a run: its pairs without the grid's samples, and its evidence."""
+    folder = results.find(folder)
+    pairs = results.read_pairs(folder)
+    for pair in pairs:
+        for found in pair["solutions"].values():
+            found["trace"] = [
+                row for row in found["trace"] if row[0] not in pair["curves"]["alphas"]
+            ]
+    evidence = read(folder)
+    for found in evidence.values():
+        for name in ("entropy", "lines", "fisher"):  # of the reference alone, which keeps them
+            found.pop(name, None)
+    kept: dict[str, Any] = _short({"pairs": pairs, "evidence": evidence})
+    return kept
+
+
+def _short(value: Any) -> Any:
+    """Return numbers with the digits that another run could repeat at best."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _short(part) for name, part in value.items()}
+    return [_short(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def read(folder: Path | str) -> dict[str, dict[str, Any]]:
+    """Return the evidence of a run by patching task; of a run without, nothing."""
+    files = sorted((results.find(folder) / "evidence").glob("*.json"))
+    return {file.stem: results.read_json(file) for file in files}
+
+
+def read_kept(folder: Path | str, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the summaries of other runs, `seeds` or `ablations`, by their names."""
+    files = sorted((results.find(folder) / kind).glob("*.json"))
+    return {file.stem: results.read_json(file) for file in files}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A pair on the test images of the evidence: what a choice of alpha is worth.
+
+    Losses are scaled by those of the zero-shot weights on the same images.
+    """
+
+    alphas: Floats
+    losses: Floats  # (2, alphas), nats per image
+    accuracies: Floats  # (2, alphas)
+    images: tuple[int, int]
+
+    @classmethod
+    def of(cls, evidence: Mapping[str, Any], supported: str, patching: str) -> Truth:
+        """Return the truth of a pair from the evidence of its path."""
+        rows = [evidence["truth"]["tasks"][task] for task in (supported, patching)]
+        losses, accuracies = (np.array([row[k] for row in rows]) for k in ("loss", "accuracy"))
+        images = (int(rows[0]["images"]), int(rows[1]["images"]))
+        return cls(np.array(evidence["truth"]["alphas"]), losses, accuracies, images)
+
+    def loss(self, alpha: ArrayLike) -> Floats:
+        """Return both losses, nats per image."""
+        return np.asarray(log_spline(self.alphas, self.losses.T)(alpha).T)
+
+    def sum(self, alpha: ArrayLike) -> Floats:
+        """Return the sum of both losses over their zero-shot losses."""
+        return np.asarray((self.loss(alpha).T / self.losses[:, 0]).sum(-1))
+
+    def accuracy(self, alpha: ArrayLike) -> Floats:
+        """Return both accuracies."""
+        return np.asarray(PchipInterpolator(self.alphas, self.accuracies, axis=1)(alpha))
+
+    def best(self) -> tuple[float, float]:
+        """Return the alpha of the lowest sum, and that sum."""
+        values = self.sum(DENSE)
+        return float(DENSE[values.argmin()]), float(values.min())
+
+
+def rules(folder: Path | str) -> pd.DataFrame:
+    """Return one row for each pair and rule: the alpha it chooses, its price, what that is worth.
+
+    "regret" is by how much the true loss sum is above its lowest on the path, a fraction; a rule
+    that leaves the path may be below. "evaluations" are those beyond the two ends.
+    """
+    pairs, evidence = results.read_pairs(folder), read(folder)
+    rows = []
+    for pair in pairs:
+        found = evidence[pair["patching"]]
+        truth = Truth.of(found, pair["supported"], pair["patching"])
+        lowest = truth.best()[1]
+        names = {role: pair[role] for role in report.ROLES}
+        ends = truth.accuracy([0.0, 1.0]).mean(0).max()
+        for rule, alpha, paid in _choices(pair, pairs, found):
+            accuracy, total = truth.accuracy(alpha), float(truth.sum(alpha))
+            rows.append((rule, alpha, paid, accuracy, total, names, lowest, ends))
+        for rule, key in (("LiNeS", "lines"), ("Fisher average", "fisher")):
+            if told := found.get(key, {}).get(pair["supported"]):
+                (a, x), (b, y) = told["test"]
+                total = a / truth.losses[0, 0] + b / truth.losses[1, 0]
+                paid = max(told.get("evaluations", 2) - 2, 0)
+                rows.append(
+                    (rule, told["alpha"], paid, np.array([x, y]), total, names, lowest, ends)
+                )
+    return pd.DataFrame([{
+        "rule": rule, **names, "alpha": alpha, "evaluations": paid,
+        "supported accuracy": accuracy[0], "patching accuracy": accuracy[1],
+        "mean accuracy": accuracy.mean(), "regret": total / lowest - 1,
+        "above both ends": bool(accuracy.mean() > ends),
+    } for rule, alpha, paid, accuracy, total, names, lowest, ends in rows])  # fmt: skip
+
+
+def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[str, Any]
+) -> Iterator[tuple[str, float, int]]:  # fmt: skip
+    curves, found = pair["curves"], pair["solutions"]
+    alphas = np.array(curves["alphas"])
+    accuracy = np.mean([curves[role]["accuracy"] for role in report.ROLES], 0)
+    for name, stride in (("accuracy, grid 0.1", 2), ("accuracy, grid 0.05", 1)):
+        kept = alphas[::stride]
+        yield name, float(kept[accuracy[::stride].argmax()]), len(kept) - 2
+    for solver_name, name in report.SOLVERS.items():
+        words = "loss, grid 0.05" if solver_name == "grid" else f"loss, {name}"
+        yield words, found[solver_name]["alpha"], found[solver_name]["evaluations"]
+    for kind in NORMALISATIONS:
+        if kind != pair["normalisation"]:
+            solution = on_curves(pair, kind)
+            yield f"loss, quintic, {kind}", solution.alpha, len(alphas) - 2 + solution.evaluations
+    yield "alpha = 0.5", 0.5, 0
+    others = [other["solutions"]["quintic"]["alpha"] for other in pairs
+              if other["supported"] == pair["supported"] and other is not pair]  # fmt: skip
+    if others:
+        yield "one alpha for all", float(np.mean(others)), 0
+    if entropy := evidence.get("entropy"):
+        total = np.sum([entropy[pair[role]] for role in report.ROLES], 0)
+        spline = CubicSpline(entropy["alphas"], total)
+        yield "entropy, no labels", float(DENSE[spline(DENSE).argmin()]), len(total) - 2
+    yield "Taylor at zero-shot", taylor(pair), 2
+
+
+def on_curves(pair: report.Pair, kind: str, **options: Any) -> solver.Solution:
+    """Return the quintic of a pair under another normalisation, on splines through its curves."""
+
+    def objective(alpha: float) -> list[float]:
+        return [float(part) for part in report.normalised(pair, kind, [alpha])[:, 0]]
+
+    parts = report.normalised(pair, kind).T
+    known = [solver.Evaluation(a, math.fsum(p), tuple(map(float, p)))
+             for a, p in zip(pair["curves"]["alphas"], parts, strict=True)]  # fmt: skip
+    return solver.quintic(objective, known=known, **options)
+
+
+def taylor(pair: report.Pair) -> float:
+    """Return the minimum in [0, 1] of the parabola through the sum at 0, 0.05 and 0.1."""
+    f, h = report.normalised(pair).sum(0)[:3], pair["curves"]["alphas"][1]
+    slope, curvature = (-3 * f[0] + 4 * f[1] - f[2]) / (2 * h), (f[0] - 2 * f[1] + f[2]) / h**2
+    if curvature <= 0:
+        return float(slope < 0)
+    return float(np.clip(-slope / curvature, 0.0, 1.0))
+
+
+def forgetting(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
+               at: Sequence[float] = (0.3, 0.5, 1.0)) -> pd.DataFrame:  # fmt: skip
+    """Return what was predicted and what came, one row for each pair and alpha.
+
+    Predictors are known on validation images at the zero-shot weights, the outcome is the relative
+    rise of the supported loss on test images. Each alpha of `at`, and the quintic's ("alpha*").
+    """
+    rows = []
+    for pair in pairs:
+        found = evidence[pair["patching"]]
+        told = found["forgetting"][pair["supported"]]
+        prediction = metrics.ForgettingPrediction(
+            told["slope"], told["fisher"], told["slope_stderr"]
+        )
+        supported, patching = pair["supported"], pair["patching"]
+        truth = Truth.of(found, supported, patching)
+        losses = pair["curves"]["patching"]["loss"]
+        for where, alpha in [
+            *((f"{a:g}", a) for a in at),
+            ("α*", pair["solutions"]["quintic"]["alpha"]),
+        ]:
+            rows.append({
+                "supported": supported, "patching": patching, "at": where, "alpha": alpha,
+                "outcome": float(truth.loss(alpha)[0] / truth.losses[0, 0]) - 1,
+                "slope": alpha * told["slope"],
+                "slope + Fisher": prediction(alpha),
+                "slope + curvature": alpha * told["slope"] + alpha**2 / 2 * told["hessian"],
+                "Fisher alone": told["fisher"],
+                "gradient similarity": -pair["metrics"]["gradient_similarity"],
+                "path length": found["length"],
+                "fall of the patching loss": 1 - losses[-1] / losses[0],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def headline(pairs: Sequence[report.Pair]) -> dict[str, float]:
+    """Return the numbers that the project quotes of a run, by name; shares are in per cent."""
+    frame = claims.per_pair(pairs)
+    cifar = frame[frame["supported"] == "CIFAR10"]
+    found = {name: [pair["solutions"][name] for pair in pairs] for name in report.SOLVERS}
+    tests = {
+        (at, role): 100 * float(np.mean([pair["test"][at][role]["accuracy"] for pair in pairs]))
+        for at in ("zero_shot", "quintic", "fine_tuned") for role in report.ROLES
+    }  # fmt: skip
+    lower = [report.test_sum(p, "quintic") < report.test_sum(p, "grid") for p in pairs]
+    errors = [pair["sampling"]["stderr"]["log_quintic"] for pair in pairs]
+    numbers: dict[str, float] = {
+        "pairs": len(pairs),
+        "quasi-convex": int(frame["quasi-convex"].sum()),
+        "quintic lower": int(frame["lower"].sum()),
+        "quintic's root alone above": int(frame["root above"].sum()),
+        "quintic lower on test images": int(np.sum(lower)),
+        "beyond sampling error": int(frame["beyond error"].sum()),
+        "largest gain": float(frame["gain %"].max()),
+        "median gain": float(frame["gain %"].median()),
+        "largest gain, log-quintic": float(frame["log-quintic gain %"].max()),
+        "evaluations, log-quintic": float(
+            np.mean([x["evaluations"] for x in found["log_quintic"]])
+        ),
+        "mean alpha": float(np.mean([x["alpha"] for x in found["quintic"]])),
+        "standard error of alpha": float(np.median([e[0] for e in errors if e and e[0]])),
+        "backward transfer": int(frame["transfers"].sum()),
+        "correlation, CIFAR10": report.Correlation.of(
+            cifar["similarity"], cifar["transfer"]
+        ).pearson,
+    }
+    words = {"zero_shot": "zero-shot", "quintic": "at alpha*", "fine_tuned": "fine-tuned"}
+    numbers |= {f"{role} accuracy, {words[at]}": x for (at, role), x in tests.items()}
+    return numbers
+
+
+def rule_means(pairs: Sequence[report.Pair], evidence: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean test accuracies of PAINT's rule and of the paper's, in per cent."""
+    found: dict[str, list[Floats]] = {"accuracy, grid 0.05": [], "loss, quintic": []}
+    for pair in pairs:
+        truth = Truth.of(evidence[pair["patching"]], pair["supported"], pair["patching"])
+        for rule, alpha, _ in _choices(pair, [], {}):
+            if rule in found:
+                found[rule].append(100 * truth.accuracy(alpha))
+    means: dict[str, float] = {}
+    for rule, rows in found.items():
+        supported, patching = np.mean(rows, 0)
+        both = {"supported": supported, "patching": patching, "mean": (supported + patching) / 2}
+        means |= {f"{name} accuracy, {rule}": float(value) for name, value in both.items()}
+    return means
+
+
+def spread(folder: Path | str) -> pd.DataFrame:
+    """Return the headline numbers over the seeds: a row each, its range, a column for each seed."""
+    columns = {
+        seed: headline(kept["pairs"]) | rule_means(kept["pairs"], kept["evidence"])
+        for seed, kept in read_kept(folder, "seeds").items()
+    }
+    frame = pd.DataFrame(columns)
+    ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
+    return pd.concat([ends, frame], axis=1)
