@@ -58,11 +58,11 @@ evidence: env $(if $(filter micro,$(PROFILE)),seeds)
 ifeq ($(PROFILE),micro)
 	@for profile in micro-true-captions micro-good-pictures micro-clean; do $(MAKE) --no-print-directory kept PROFILE=$$profile || exit 1; done
 else
-	@$(BIN)/snakemake resampled $(RUN) images=10000
+	@$(BIN)/snakemake evidence $(RUN) images=10000
 endif
 
 kept: env
-	@$(BIN)/snakemake $(if $(filter micro0,$(PROFILE)$(SEED)),resampled $(RUN) images=10000,measured $(RUN))
+	@$(BIN)/snakemake evidence $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env

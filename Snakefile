@@ -1,18 +1,17 @@
 # One rule a step, from images to the built book. `make book` calls it; a cluster calls it directly:
 # snakemake book --executor slurm --config profile=paper data=FOLDER ...
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from shlex import quote
 
-import grimp
-from experiment.__main__ import COMMANDS
 from experiment.locks import claim_folder
 from experiment.run import Run
+from experiment.sources import page, step
 
 SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned".split()}
+FRESH = int(config.get("images") or 0)  # test images a task, for the evidence
 DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or "")
 run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)), limit=int(SETTINGS["limit"] or 0),
              tasks=SETTINGS["tasks"], finetuned=SETTINGS["finetuned"])
@@ -36,29 +35,6 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
     if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
         sys.exit(1)
 
-graph = grimp.build_graph("experiment", "paintlib", exclude_type_checking_imports=True, cache_dir=None)
-
-def code(*modules):
-    """Return the files of some modules and of all that they import, and their tables beside them."""
-    needed = set(modules).union(*(graph.find_upstream_modules(name) for name in modules))
-    files = [Path(*name.split(".")) for name in sorted(needed)]
-    files = [f / "__init__" if f.is_dir() else f for f in files]
-    return [str(found) for f in files for found in sorted(f.parent.glob(f"{f.name}.*"))]
-
-def step(name):
-    return code(f"experiment.{COMMANDS[name][0]}")
-
-def page(notebook):
-    """Return a notebook and the files of what it imports."""
-    found, text = {"experiment.pages"}, Path(notebook).read_text(encoding="utf-8")
-    for package, names in re.findall(r"^from ((?:experiment|paintlib)[\w.]*) import (.+)$", text, re.M):
-        found |= {package, *(f"{package}.{name.split()[0]}" for name in names.split(", "))}
-    return [notebook, *code(*(found & graph.modules))]
-
-def given_weights(patching):
-    files = [Path(run.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
-    return [str(file) for file in files if file.is_file()][:1]
-
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.head(task)) for task in TASKS]
 DESCRIBED = [f"{R}/run.json", f"{R}/pictures/tasks.json"]
@@ -66,8 +42,7 @@ SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
 SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
 PAGES = expand(f"{BOOK}/pairs/{{s}}-{{p}}.ipynb", s=SUPPORTED, p=PATCHING)
 PAGES += expand(f"{BOOK}/results/{{summary}}.ipynb", summary=sorted(SUMMARIES))
-KEPT = "evidence samples seeds ablations".split()  # by `make evidence`; where a run has none, the reference's
-EVIDENCE = [str(file) for folder in (R, "results/micro") for kind in KEPT for file in Path(folder, kind).glob("*.json")]
+KEPT = [file for kind in "evidence samples seeds ablations".split() for file in Path("results/micro", kind).glob("*")]
 APART = {"_build", "pairs", "results", "__pycache__"}
 PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
@@ -137,7 +112,7 @@ rule describe:
 rule finetune:
     input:
         step("finetune"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{patching}}.safetensors",
-        lambda w: [run.images(w.patching), *given_weights(w.patching)],
+        lambda w: [run.images(w.patching), *run.given(w.patching)],
     output: f"{A}/fine_tuned/{{patching}}.safetensors"
     benchmark: f"{A}/benchmarks/finetune.{{patching}}.tsv"
     resources: gpu=GPU, mem_mb=MEMORY.get("finetune", SMALL)
@@ -178,8 +153,9 @@ rule summary:
     input:
         lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
-        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else [], EVIDENCE,
+        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else KEPT,
     output: f"{BOOK}/results/{{summary}}.ipynb"
+    params: evidence=[file.stat().st_mtime for file in sorted(R.glob("evidence/*.json"))]  # of the run itself
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
     shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} {RESULTS}"
 
@@ -193,7 +169,7 @@ rule measure:  # for the evidence
         step("measure"), f"{A}/fine_tuned/{{patching}}.safetensors",
         HEADS, f"{R}/evaluations/{{patching}}.npz",
     output: f"{R}/evidence/{{patching}}.json"
-    params: images=int(config.get("images") or 0)
+    params: images=FRESH
     benchmark: f"{A}/benchmarks/measure.{{patching}}.tsv"
     resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
     shell: "{STEP} measure {RUN} --images {params.images} {wildcards.patching}"
@@ -203,11 +179,8 @@ rule resample:
     output: f"{R}/samples/{{patching}}.json"
     shell: "{STEP} resample {RUN} {wildcards.patching}"
 
-rule measured:
-    input: DESCRIBED, SOLVED, [run.evidence(task) for task in PATCHING]
-
-rule resampled:
-    input: [run.samples(task) for task in PATCHING]
+rule evidence:
+    input: DESCRIBED, SOLVED, [(run.samples if FRESH else run.evidence)(task) for task in PATCHING]
 
 rule complete:  # every normalisation, for the reference
     input: f"{R}/evaluations/{{patching}}.npz"

@@ -36,6 +36,16 @@ def find(folder: Path | str) -> Path:
     return own if (own / "evidence").is_dir() else results.find(REFERENCE)
 
 
+def whose(folder: Path | str) -> str:
+    """Return a note for a page that shows the evidence of the reference and not of its own run."""
+    if find(folder).samefile(results.find(folder)):
+        return ""
+    return (
+        "This page shows the evidence of the reference run: it takes hours, and `make evidence` "
+        "computes it for a run of your own. "
+    )
+
+
 def keep(run: Run) -> None:
     """Add to the committed results what this run says: as the reference, a seed or an ablation."""
     kept = results.ROOT / REFERENCE
@@ -304,3 +314,9 @@ def spread(folder: Path | str) -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
     return pd.concat([ends, frame], axis=1)
+
+
+def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
+    """Return the range of a headline number over the seeds for print: "35 to 36", or "36"."""
+    ends = [form.format(frame.loc[name, end]) for end in ("lowest", "highest")]
+    return " to ".join(dict.fromkeys(ends))

@@ -106,6 +106,11 @@ class Run:
     def fine_tuned(self, patching: str) -> Path:
         return self._file("fine_tuned", patching, "safetensors")
 
+    def given(self, patching: str) -> list[str]:
+        """Return the fine-tuned weights of a task that the user gave, if there is such a file."""
+        files = [Path(self.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
+        return [str(file) for file in files if file.is_file()][:1]
+
     def baseline(self, task: str) -> Path:
         return self._file("baseline", task, "safetensors")
 

@@ -1,0 +1,45 @@
+"""The files that a step or a page is made by: what it imports, found by grimp, not by hand.
+
+The Snakefile asks here, so that a change of any of them runs the step again. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import grimp
+
+from experiment.__main__ import COMMANDS
+
+
+@functools.cache
+def _graph() -> grimp.ImportGraph:
+    return grimp.build_graph(
+        "experiment", "paintlib", exclude_type_checking_imports=True, cache_dir=None
+    )
+
+
+def code(*modules: str) -> list[str]:
+    """Return the files of some modules and of all that they import, and the tables beside them."""
+    graph = _graph()
+    needed = set(modules).union(*(graph.find_upstream_modules(name) for name in modules))
+    files = [Path(*name.split(".")) for name in sorted(needed)]
+    files = [file / "__init__" if file.is_dir() else file for file in files]
+    return [str(found) for f in files for found in sorted(f.parent.glob(f"{f.name}.*"))]
+
+
+def step(name: str) -> list[str]:
+    """Return the files of a step of `python -m experiment`."""
+    return code(f"experiment.{COMMANDS[name][0]}")
+
+
+def page(notebook: str) -> list[str]:
+    """Return a notebook and the files of what it imports."""
+    found, text = {"experiment.pages"}, Path(notebook).read_text(encoding="utf-8")
+    for package, names in re.findall(
+        r"^from ((?:experiment|paintlib)[\w.]*) import (.+)$", text, re.M
+    ):
+        found |= {package, *(f"{package}.{name.split()[0]}" for name in names.split(", "))}
+    return [notebook, *code(*(found & _graph().modules))]
