@@ -18,14 +18,22 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from experiment import claims, report, results
+from experiment.profiles import ALPHAS
 from experiment.run import Run
 from paintlib import metrics, solver
 from paintlib.fits import log_spline
 from paintlib.normalisation import NORMALISATIONS
+from paintlib.objective import ImageScores, PairObjective
+from paintlib.store import Store
 
 REFERENCE = "results/micro"
-DIGITS = 7  # of the numbers that are kept of other runs
+DIGITS = 9  # of the numbers that are kept: float32 has fewer, and a gain is a difference
 DENSE = np.linspace(0.0, 1.0, 2001)
+RISE = 0.05  # of a loss, relative: below it a ratio of rises is a ratio of errors
+PREDICTORS = (  # of forgetting; the last five are what a prediction has to beat
+    "slope + Fisher", "slope + curvature", "slope", "Fisher alone", "alpha", "path length",
+    "gradient similarity", "fall of the patching loss",
+)  # fmt: skip
 
 Floats = NDArray[np.float64]
 
@@ -320,3 +328,148 @@ def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
     """Return the range of a headline number over the seeds for print: "35 to 36", or "36"."""
     ends = [form.format(frame.loc[name, end]) for end in ("lowest", "highest")]
     return " to ".join(dict.fromkeys(ends))
+
+
+def read_samples(folder: Path | str) -> pd.DataFrame:
+    """Return what n images can tell, one row for each pair and n: `images` of each task.
+
+    A column for each search has its mean regret on all images, a fraction of the lowest sum.
+    "curvature" is F''(alpha*)/F(alpha*), NaN where alpha* is an end; "cost of images" is half of
+    it times the squared standard error: the regret that section 3.6 expects of an exact search.
+    """
+    rows = []
+    for file in sorted((results.find(folder) / "samples").glob("*.json")):
+        told = results.read_json(file)
+        for supported, found in told["pairs"].items():
+            known = dict(found)
+            alpha, value, bend = (known.pop(key) for key in ("alpha", "value", "curvature"))
+            first = {
+                "supported": supported, "patching": file.stem, "draws": told["draws"],
+                "fresh images": min(known.pop("images")), "alpha": alpha,
+                "curvature": bend / value if 0 < alpha < 1 else math.nan,
+            }  # fmt: skip
+            for i, size in enumerate(told["sizes"]):
+                rows.append(first | {"images": size} | {key: row[i] for key, row in known.items()})
+    frame = pd.DataFrame(rows).astype({"stderr": float, "coverage": float})
+    frame["cost of images"] = frame["curvature"] * frame["stderr"] ** 2 / 2
+    return frame
+
+
+def pays_from(images: ArrayLike, exact: ArrayLike, other: ArrayLike) -> float:
+    """Return from how many images on the regret of `other` is at least twice that of `exact`.
+
+    Between the sizes, which ascend, the logarithms follow straight lines. The first size where it
+    is so everywhere, infinite where it is not so at the last.
+    """
+    n, ours, theirs = (np.log(np.asarray(row, float)) for row in (images, exact, other))
+    above = theirs - ours - math.log(2)
+    short = np.flatnonzero(above < 0)
+    if not len(short):
+        return float(np.exp(n[0]))
+    i = int(short[-1])
+    if i == len(n) - 1:
+        return math.inf
+    return float(np.exp(n[i] - above[i] * (n[i + 1] - n[i]) / (above[i + 1] - above[i])))
+
+
+def between(folder: Path | str, supported: str, patching: str) -> PairObjective:
+    """Return a pair's objective at any alpha: between the grid's, each image follows a spline."""
+    folder = results.find(folder)
+    told = results.read_json(folder / "run.json")["tasks"]
+    store = Store(folder / "evaluations" / f"{patching}.npz", writable=False)
+    curves, names = {}, (supported, patching)
+    for name in names:
+        rows = [row for alpha in ALPHAS if (row := store.get(alpha, name))]
+        curves[name] = CubicSpline(ALPHAS, np.stack([row.losses for row in rows]))
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        rows = [np.asarray(curves[name](alpha)) for name in missing]
+        return [ImageScores(row, np.zeros(len(row), bool)) for row in rows]  # hits are not asked
+
+    classes = [int(told[name]["classes"]) for name in names]
+    return PairObjective.replay(None, names, classes, evaluate=evaluate)
+
+
+def slope_error(folder: Path | str, pair: report.Pair) -> float:
+    """Return the sampling error of the supported loss's slope at 0, nats per unit of alpha.
+
+    An image's slope is that of the parabola through its losses at the first three samples.
+    """
+    file = results.find(folder) / "evaluations" / f"{pair['patching']}.npz"
+    store, alphas = Store(file, writable=False), pair["curves"]["alphas"][:3]
+    rows = [row.losses for alpha in alphas if (row := store.get(alpha, pair["supported"]))]
+    slopes = (-3 * rows[0] + 4 * rows[1] - rows[2]) / (2 * alphas[1])
+    return float(slopes.std() / math.sqrt(len(slopes)))
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Floats:
+    """Return Spearman's coefficient along the last axis; NaN where one side does not vary."""
+    from scipy.stats import rankdata  # takes as long to import as a page's figure to draw
+
+    a, b = (rankdata(side, axis=-1) - (np.shape(side)[-1] + 1) / 2 for side in (x, y))
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    nothing = np.full(scale.shape, np.nan)
+    return np.asarray(np.divide((a * b).sum(-1), scale, out=nothing, where=scale > 0))
+
+
+def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Return how well each predictor of `forgetting` ranks the outcome: a row for it and each "at".
+
+    "pooled" is over all pairs, "within" the mean over supported tasks; the two ranges are of
+    pooled, with one patching or one supported task left out. The interval of 95 % is that of a
+    bootstrap over tasks: 36 pairs share 13 tasks, so tasks are drawn anew and not pairs. Without
+    `draws` there is none. A predictor that does not vary is left out.
+    """
+    generator, rows = np.random.default_rng(seed), []
+    for at, part in frame.groupby("at", sort=False):
+        tables = {name: part.pivot(index="supported", columns="patching", values=name).to_numpy()
+                  for name in ("outcome", *PREDICTORS)}  # fmt: skip
+        y = tables.pop("outcome")
+        down, across = (generator.integers(n, size=(draws, n)) for n in y.shape)
+        grid = down[:, :, None], across[:, None, :]
+        for name, x in tables.items():
+            if not np.ptp(x):
+                continue
+            drawn = rank_correlation(*(table[grid].reshape(draws, y.size) for table in (x, y)))
+            low, high = _range(drawn, (0.025, 0.975))
+            (p_low, p_high), (s_low, s_high) = (
+                _range([rank_correlation(np.delete(x, i, k).ravel(), np.delete(y, i, k).ravel())
+                        for i in range(y.shape[k])]) for k in (1, 0)
+            )  # fmt: skip
+            own = rank_correlation(x, y)
+            rows.append({
+                "at": at, "predictor": name,
+                "pooled": float(rank_correlation(x.ravel(), y.ravel())), "low": low, "high": high,
+                "within": float(np.nanmean(own)) if np.isfinite(own).any() else np.nan,
+                "no patching task, low": p_low, "no patching task, high": p_high,
+                "no supported task, low": s_low, "no supported task, high": s_high,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _range(values: ArrayLike, levels: Sequence[float] = (0.0, 1.0)) -> tuple[float, float]:
+    """Return two quantiles of what is a number."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, levels)
+    return float(low), float(high)
+
+
+def calibration(frame: pd.DataFrame, predictor: str = "slope + Fisher") -> pd.DataFrame:
+    """Return how large the predicted rise is beside the observed: a row for each "at".
+
+    A ratio says little where nothing rose: it is the median over pairs that rose by `RISE`.
+    """
+    rows = []
+    for at, part in frame.groupby("at", sort=False):
+        rose = part[part["outcome"] > RISE]
+        ratio = rose[predictor] / rose["outcome"]
+        rows.append({
+            "at": at, "alpha": part["alpha"].median(), "observed": part["outcome"].median(),
+            "predicted": part[predictor].median(), "rose": len(rose),
+            "ratio": ratio.median(), "ratio, low": ratio.min(), "ratio, high": ratio.max(),
+            "same sign": int((part[predictor] * part["outcome"] > 0).sum()), "pairs": len(part),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
