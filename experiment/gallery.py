@@ -59,6 +59,7 @@ def write_pictures(session: Session) -> None:
             strips = {strip: images[where], f"{task}-classes.png": images[first]}
             more = {"first": first, "templates": micro.TASKS[task].templates}
             content["design"] = {name: getattr(micro, name) for name in DESIGN}
+            content["design"] |= run.profile.design
         for file, shown in strips.items():
             pixels = np.concatenate([*shown.permute(0, 2, 3, 1).numpy()], axis=1)  # side by side
             with replacing(folder / file) as part:

@@ -136,13 +136,19 @@ def test_captioned_shares_no_picture_with_the_tasks() -> None:
         assert not learnt & hashes(shown(name, "test").images)
 
 
-def test_captioned_shuffles_the_promised_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captioned_shuffles_the_promised_share() -> None:
     _, noisy = captioned(2000, seed=3)
-    monkeypatch.setattr(micro, "CAPTION_NOISE", 0.0)
-    _, true = captioned(2000, seed=3)
+    _, true = captioned(2000, seed=3, caption_noise=0.0)
     wrong = sum(a != b for a, b in zip(noisy, true, strict=True)) / 2000
     assert sorted(noisy) == sorted(true)
     assert wrong == pytest.approx(0.08, abs=0.025)  # an exchanged caption may equal the old one
+
+
+def test_poor_pictures_are_those_of_the_share() -> None:
+    """Without them the others are as they were, so that an ablation changes one thing."""
+    poor, good = micro.render("STL10", "test", 60), micro.render("STL10", "test", 60, wild_share=0)
+    same = (poor.images == good.images).flatten(1).all(1)
+    assert torch.equal(poor.labels, good.labels) and 15 <= int(same.sum()) <= 45
 
 
 def test_captioned_refuses_a_set_that_misses_sources() -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import clip, gallery, replay, results, weights
+from experiment import clip, evidence, gallery, replay, results, weights
 from experiment.__main__ import find as step
 from experiment.__main__ import main
 from experiment.profiles import ALPHAS, PROFILES
 from experiment.run import Run
 from experiment.session import Session
+from experiment.twins import drawing
 from paintlib import sampling, solver
 from paintlib.store import Store
 
@@ -35,7 +36,7 @@ def test_profile_fits_its_tasks(name):
 
 def test_unknown_profile_task_and_seed_list_what_there_is():
     with pytest.raises(
-        ValueError, match="unknown profile 'macro'; choose one of smoke, micro, paper"
+        ValueError, match="unknown profile 'macro'; choose one of smoke, micro, micro-"
     ):
         Run.of("macro")
     with pytest.raises(ValueError, match="seed = -1"):
@@ -57,7 +58,7 @@ def test_runs_of_other_seeds_have_folders_of_their_own():
 
 def test_command_line_reports_bad_input_and_fails(capsys):
     assert main(["pretrain", "--profile", "macro"]) == 1
-    assert "unknown profile 'macro'; choose one of smoke, micro, paper" in capsys.readouterr().err
+    assert "unknown profile 'macro'; choose one of smoke, micro, micro-" in capsys.readouterr().err
 
 
 def test_pages_and_workflow_do_without_torch():
@@ -127,7 +128,7 @@ def test_stored_evaluations_are_the_model_s_and_replay_the_pair(tiny):
     found = {
         "grid": grid,
         "quintic": solver.quintic(objective, known=grid.trace),
-        "log_quintic": solver.log_quintic(objective, known=[grid.trace[0], grid.trace[-1]]),
+        "log_quintic": solver.log_quintic(objective, xtol=sampling.tolerance(objective)),
     }
     assert not objective.evaluated
     for name, answer in found.items():
@@ -200,8 +201,61 @@ def test_complete_stores_what_every_normalisation_asks_for(tiny, tmp_path):
     for kind in ("zero_shot", "log_classes", "minmax", "none"):
         shutil.copy(store.file, run.evaluations("MNIST"))
         objective = replay.objective(run.results, "CIFAR10", "MNIST", kind)
-        solver.quintic(objective), solver.log_quintic(objective)
+        solver.quintic(objective), solver.log_quintic(objective, xtol=sampling.tolerance(objective))
         assert not objective.evaluated, kind
+
+
+def test_evidence_of_a_path_agrees_with_its_pair(tiny):
+    step("measure")(tiny, "MNIST", images=60)
+    found = results.read_json(tiny.evidence("MNIST"))
+    record = results.read_pair(tiny.pair("CIFAR10", "MNIST"))
+    truth = found["truth"]["tasks"]
+    assert (truth["CIFAR10"]["images"], truth["MNIST"]["images"]) == (60, 40)  # digits are few
+    for at, name in ((0, "zero_shot"), (-1, "fine_tuned")):
+        assert truth["MNIST"]["loss"][at] == pytest.approx(record["test"][name]["patching"]["loss"])
+    store = Store(tiny.folder / "truth" / found["store"], writable=False)
+    own = store.get(0.0, "CIFAR10").losses[:40].mean()  # the run's own images come first
+    assert own == pytest.approx(record["test"]["zero_shot"]["supported"]["loss"], rel=1e-5)
+    told, metrics = found["forgetting"]["CIFAR10"], record["metrics"]
+    slope = -metrics["gradient_similarity"] * metrics["gradient_norm"] * metrics["length"]
+    assert told["slope"] * told["loss"] == pytest.approx(slope, rel=0.05, abs=1e-3)
+    assert told["fisher"] > 0 and told["slope_stderr"] > 0
+    session = Session(tiny)
+    visual, path = session.tower(empty=True), session.path("MNIST")
+    path.set_(visual, 0.5)
+    loss = session.losses(visual, ["MNIST"], "validation")["MNIST"]
+    with torch.no_grad():
+        p = torch.cat([loss.logits(images) for images, _ in loss.batches]).softmax(1).double()
+    entropy = float(torch.special.entr(p).sum(1).mean())
+    assert found["entropy"]["MNIST"][10] == pytest.approx(entropy, rel=1e-5)
+    assert 0 <= found["lines"]["CIFAR10"]["alpha"] <= 1
+    assert 0 < found["fisher"]["CIFAR10"]["alpha"] < 1
+    with pytest.MonkeyPatch.context() as patch:  # a second time evaluates no test image again
+        patch.setattr(Store, "put", lambda *_: pytest.fail("evaluated again"))
+        step("measure")(tiny, "MNIST", images=60)
+    assert results.read_json(tiny.evidence("MNIST")) == found
+
+
+def test_other_seeds_are_measured_on_their_own_test_images(tiny, tmp_path):
+    run = dataclasses.replace(tiny, root=tmp_path)
+    shutil.copytree(tiny.folder, run.folder)
+    step("measure")(run, "MNIST")
+    found = results.read_json(run.evidence("MNIST"))
+    assert found["truth"]["tasks"]["CIFAR10"]["images"] == 40 and "entropy" not in found
+    kept = evidence.summary(run.results)
+    assert evidence.headline(kept["pairs"]) == pytest.approx(
+        evidence.headline(results.read_pairs(run.results)), rel=1e-5, abs=1e-6, nan_ok=True
+    )
+
+
+def test_ablations_change_what_they_say_and_nothing_else():
+    clean, micro = PROFILES["micro-clean"], PROFILES["micro"]
+    assert clean.design == {"CAPTION_NOISE": 0.0, "WILD_SHARE": 0.0}
+    changed = {"name": micro.name, "purpose": micro.purpose, "design": micro.design}
+    assert dataclasses.replace(clean, **changed) == micro
+    run = Run(clean, 0)
+    assert drawing.design(run, "WILD_SHARE") == {"wild_share": 0.0}
+    assert drawing.design(Run(micro, 0), "WILD_SHARE") == {}
 
 
 def test_a_baseline_of_other_weights_is_refused(tiny):
