@@ -38,15 +38,15 @@ PREDICTORS = (  # of forgetting; the last five are what a prediction has to beat
 Floats = NDArray[np.float64]
 
 
-def find(folder: Path | str) -> Path:
+def find(folder: Path | str, kind: str = "evidence") -> Path:
     """Return the results whose evidence a page shows: a run's own, or those of the reference."""
     own = results.find(folder)
-    return own if (own / "evidence").is_dir() else results.find(REFERENCE)
+    return own if (own / kind).is_dir() else results.find(REFERENCE)
 
 
-def whose(folder: Path | str) -> str:
+def whose(folder: Path | str, kind: str = "evidence") -> str:
     """Return a note for a page that shows the evidence of the reference and not of its own run."""
-    if find(folder).samefile(results.find(folder)):
+    if find(folder, kind).samefile(results.find(folder)):
         return ""
     return (
         "This page shows the evidence of the reference run: it takes hours, and `make evidence` "
