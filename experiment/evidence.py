@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,18 @@ def spread(folder: Path | str) -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
     return pd.concat([ends, frame], axis=1)
+
+
+def no_spread(names: Iterable[str]) -> pd.DataFrame:
+    """Return the ranges where no seed was kept: none is known."""
+    return pd.DataFrame(np.nan, index=[*names], columns=["lowest", "highest"])
+
+
+def outside(row: Mapping[str, float]) -> bool:
+    """Return whether "this run" is farther from the seeds' range than half the range's width."""
+    low, value, high = row["lowest"], row["this run"], row["highest"]
+    margin = (high - low) / 2
+    return bool(value < low - margin or value > high + margin)  # false where nothing is known
 
 
 def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
