@@ -95,6 +95,10 @@ def test_ranges_hold_the_reference(pairs):
     for name, value in evidence.headline(pairs).items():
         low, high = spread.loc[name, ["lowest", "highest"]]
         assert low - 1e-6 <= value <= high + 1e-6, name
+    kept = evidence.read("results/micro")
+    for pair in pairs:  # the evidence is of the same weights
+        length = pair["metrics"]["length"]
+        assert kept[pair["patching"]]["length"] == pytest.approx(length, rel=1e-6)
     gains = [report.gain(p) for p in pairs]  # by another way
     assert 100 * max(gains) == pytest.approx(spread.loc["largest gain", "0"], rel=1e-6)
     assert sum(gain > 0 for gain in gains) == spread.loc["quintic lower", "0"]
