@@ -375,7 +375,7 @@ def pays_from(images: ArrayLike, exact: ArrayLike, other: ArrayLike) -> float:
     """
     n, ours, theirs = (np.log(np.asarray(row, float)) for row in (images, exact, other))
     above = theirs - ours - math.log(2)
-    short = np.flatnonzero(above < 0)
+    short = np.flatnonzero(above < -1e-12)
     if not len(short):
         return float(np.exp(n[0]))
     i = int(short[-1])
@@ -428,22 +428,25 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
     """Return how well each predictor of `forgetting` ranks the outcome: a row for it and each "at".
 
     "pooled" is over all pairs, "within" the mean over supported tasks; the two ranges are of
-    pooled, with one patching or one supported task left out. The interval of 95 % is that of a
-    bootstrap over tasks: 36 pairs share 13 tasks, so tasks are drawn anew and not pairs. Without
+    pooled, with one patching or one supported task left out. The interval of 95 %, "low" to "high",
+    is that of a bootstrap over tasks: 36 pairs share 13 tasks, so tasks are drawn anew and not
+    pairs; the "lead" is that of the first predictor over this one in the same draws. Without
     `draws` there is none. A predictor that does not vary is left out.
     """
     generator, rows = np.random.default_rng(seed), []
     for at, part in frame.groupby("at", sort=False):
         tables = {name: part.pivot(index="supported", columns="patching", values=name).to_numpy()
                   for name in ("outcome", *PREDICTORS)}  # fmt: skip
-        y = tables.pop("outcome")
+        y, first = tables.pop("outcome"), None
         down, across = (generator.integers(n, size=(draws, n)) for n in y.shape)
         grid = down[:, :, None], across[:, None, :]
         for name, x in tables.items():
             if not np.ptp(x):
                 continue
             drawn = rank_correlation(*(table[grid].reshape(draws, y.size) for table in (x, y)))
+            first = drawn if first is None else first
             low, high = _range(drawn, (0.025, 0.975))
+            lead_low, lead_high = _range(first - drawn, (0.025, 0.975))
             (p_low, p_high), (s_low, s_high) = (
                 _range([rank_correlation(np.delete(x, i, k).ravel(), np.delete(y, i, k).ravel())
                         for i in range(y.shape[k])]) for k in (1, 0)
@@ -452,6 +455,7 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
             rows.append({
                 "at": at, "predictor": name,
                 "pooled": float(rank_correlation(x.ravel(), y.ravel())), "low": low, "high": high,
+                "lead, low": lead_low, "lead, high": lead_high,
                 "within": float(np.nanmean(own)) if np.isfinite(own).any() else np.nan,
                 "no patching task, low": p_low, "no patching task, high": p_high,
                 "no supported task, low": s_low, "no supported task, high": s_high,
