@@ -250,6 +250,7 @@ def forgetting(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
             rows.append({
                 "supported": supported, "patching": patching, "at": where, "alpha": alpha,
                 "outcome": float(truth.loss(alpha)[0] / truth.losses[0, 0]) - 1,
+                "error": alpha * told["slope_stderr"],  # of the prediction, by the slope alone
                 "slope": alpha * told["slope"],
                 "slope + Fisher": prediction(alpha),
                 "slope + curvature": alpha * told["slope"] + alpha**2 / 2 * told["hessian"],
@@ -477,6 +478,7 @@ def calibration(frame: pd.DataFrame, predictor: str = "slope + Fisher") -> pd.Da
     """Return how large the predicted rise is beside the observed: a row for each "at".
 
     A ratio says little where nothing rose: it is the median over pairs that rose by `RISE`.
+    "within" counts the outcomes within 1.96 sampling errors of the slope.
     """
     rows = []
     for at, part in frame.groupby("at", sort=False):
@@ -486,6 +488,8 @@ def calibration(frame: pd.DataFrame, predictor: str = "slope + Fisher") -> pd.Da
             "at": at, "alpha": part["alpha"].median(), "observed": part["outcome"].median(),
             "predicted": part[predictor].median(), "rose": len(rose),
             "ratio": ratio.median(), "ratio, low": ratio.min(), "ratio, high": ratio.max(),
-            "same sign": int((part[predictor] * part["outcome"] > 0).sum()), "pairs": len(part),
+            "same sign": int((part[predictor] * part["outcome"] > 0).sum()),
+            "within": int(((part[predictor] - part["outcome"]).abs() <= 1.96 * part["error"]).sum()),
+            "pairs": len(part),
         })  # fmt: skip
     return pd.DataFrame(rows)

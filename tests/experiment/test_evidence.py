@@ -128,6 +128,24 @@ def test_path_of_lines_starts_by_depth_and_ends_where_the_path_ends():
             )
 
 
+def test_samples_are_read_with_the_formula_beside_the_regrets(tmp_path):
+    rows = {"stderr": [0.1, 0.02], "coverage": [0.9, 0.95], "grid": [0.03, 0.01]}
+    inside = {"alpha": 0.4, "value": 2.0, "curvature": 8.0, "images": [900, 300], **rows}
+    end = inside | {"alpha": 1.0, "stderr": [None, None], "coverage": [None, None]}
+    told = {"sizes": [50, 500], "draws": 7, "pairs": {"A": inside, "B": end}}
+    results.write_json(tmp_path / "samples" / "P.json", told)
+    results.write_json(tmp_path / "run.json", {})
+    frame = evidence.read_samples(tmp_path).set_index(["supported", "images"])
+    assert frame.loc[("A", 50), "cost of images"] == pytest.approx(8 / 2 * 0.1**2 / 2)
+    assert frame.loc[("A", 500), ["grid", "coverage", "fresh images"]].tolist() == [0.01, 0.95, 300]
+    assert frame.loc["B", ["curvature", "stderr", "cost of images"]].isna().all(axis=None)
+    assert evidence.find(tmp_path, "samples") == tmp_path and not evidence.whose(
+        tmp_path, "samples"
+    )
+    assert evidence.find(tmp_path, "evidence").samefile(KEPT)  # this run has none
+    assert "reference" in evidence.whose(tmp_path, "evidence")
+
+
 def test_pays_from_where_the_other_regret_is_twice_as_large():
     n = np.array([50, 100, 200, 500, 1000, 2000, 5000])
     exact = 3.0 / n
@@ -206,10 +224,10 @@ def test_interval_is_that_of_drawing_tasks_and_not_pairs():
 def test_calibration_is_the_median_ratio_of_what_rose():
     frame = pd.DataFrame({
         "at": "1", "alpha": 1.0, "outcome": [0.01, 0.1, 0.2, 0.4, -0.1],
-        "slope + Fisher": [0.5, 0.1, 0.1, 0.1, -0.2],
+        "slope + Fisher": [0.5, 0.1, 0.1, 0.1, -0.2], "error": 0.06,
     })  # fmt: skip
     (row,) = evidence.calibration(frame).to_dict("records")
-    assert (row["rose"], row["pairs"], row["same sign"]) == (3, 5, 5)
+    assert (row["rose"], row["pairs"], row["same sign"], row["within"]) == (3, 5, 5, 3)
     assert [row["ratio, low"], row["ratio"], row["ratio, high"]] == pytest.approx([0.25, 0.5, 1.0])
     assert (row["observed"], row["predicted"]) == (0.1, 0.1)
 
