@@ -483,13 +483,12 @@ def calibration(frame: pd.DataFrame, predictor: str = "slope + Fisher") -> pd.Da
     rows = []
     for at, part in frame.groupby("at", sort=False):
         rose = part[part["outcome"] > RISE]
-        ratio = rose[predictor] / rose["outcome"]
+        ratio, off = rose[predictor] / rose["outcome"], part[predictor] - part["outcome"]
         rows.append({
             "at": at, "alpha": part["alpha"].median(), "observed": part["outcome"].median(),
             "predicted": part[predictor].median(), "rose": len(rose),
             "ratio": ratio.median(), "ratio, low": ratio.min(), "ratio, high": ratio.max(),
             "same sign": int((part[predictor] * part["outcome"] > 0).sum()),
-            "within": int(((part[predictor] - part["outcome"]).abs() <= 1.96 * part["error"]).sum()),
-            "pairs": len(part),
+            "within": int((off.abs() <= 1.96 * part["error"]).sum()), "pairs": len(part),
         })  # fmt: skip
     return pd.DataFrame(rows)
