@@ -62,7 +62,7 @@ else
 endif
 
 kept: env
-	@$(BIN)/snakemake evidence $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
+	@$(BIN)/snakemake $(if $(filter micro,$(PROFILE)),evidence,solved) $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env

@@ -179,6 +179,9 @@ rule resample:
     output: f"{R}/samples/{{patching}}.json"
     shell: "{STEP} resample {RUN} {wildcards.patching}"
 
+rule solved:  # all numbers, no pages
+    input: DESCRIBED, SOLVED
+
 rule evidence:
     input: DESCRIBED, SOLVED, [(run.samples if FRESH else run.evidence)(task) for task in PATCHING]
 
