@@ -135,8 +135,10 @@ def reference(run: Run) -> None:
         shutil.copytree(source, target)
     for file in (f for f in run.results.iterdir() if f.is_file()):
         shutil.copy(file, kept)
-    where = ("results", f"../../results/{run.name}")  # the page compares: here both are the same
-    page(run, "notebooks/reference.md", book / "results/reference.ipynb", parameters=[where])
+    where = [("results", f"../../results/{run.name}")]
+    for source in sorted(Path("notebooks").glob("*.md")):  # these say whose evidence they show
+        if re.search("import .*evidence", source.read_text(encoding="utf-8")):
+            page(run, source, book / "results" / f"{source.stem}.ipynb", parameters=where)
 
 
 def _blemish(notebook: NotebookNode) -> str | None:
