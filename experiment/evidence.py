@@ -231,7 +231,8 @@ def forgetting(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
     """Return what was predicted and what came, one row for each pair and alpha.
 
     Predictors are known on validation images at the zero-shot weights, the outcome is the relative
-    rise of the supported loss on test images. Each alpha of `at`, and the quintic's ("alpha*").
+    rise of the supported loss on test images; that on the same images hides the sampling error.
+    Each alpha of `at`, and the quintic's ("alpha*").
     """
     rows = []
     for pair in pairs:
@@ -242,7 +243,7 @@ def forgetting(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
         )
         supported, patching = pair["supported"], pair["patching"]
         truth = Truth.of(found, supported, patching)
-        losses = pair["curves"]["patching"]["loss"]
+        losses, known = pair["curves"]["patching"]["loss"], pair["curves"]["supported"]["loss"][0]
         for where, alpha in [
             *((f"{a:g}", a) for a in at),
             ("α*", pair["solutions"]["quintic"]["alpha"]),
@@ -250,6 +251,7 @@ def forgetting(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
             rows.append({
                 "supported": supported, "patching": patching, "at": where, "alpha": alpha,
                 "outcome": float(truth.loss(alpha)[0] / truth.losses[0, 0]) - 1,
+                "outcome, same images": report.normalised(pair, "none", [alpha])[0, 0] / known - 1,
                 "error": alpha * told["slope_stderr"],  # of the prediction, by the slope alone
                 "slope": alpha * told["slope"],
                 "slope + Fisher": prediction(alpha),

@@ -314,11 +314,11 @@ def test_page_of_forgetting_shows_predictions_and_outcomes_of_the_stored_files()
     for (supported, patching, at), row in table.iterrows():
         told, truth = found[patching]["forgetting"][supported], found[patching]["truth"]
         expected = row["alpha"] * told["slope"] + row["alpha"] ** 2 / 2 * told["fisher"]
-        assert row["slope + Fisher"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert row["slope + Fisher"] == pytest.approx(expected, rel=1e-6, abs=1e-7)
         if at != "α*":
             loss = truth["tasks"][supported]["loss"]
             came = loss[truth["alphas"].index(float(at))] / loss[0] - 1
-            assert row["outcome"] == pytest.approx(came, rel=1e-6, abs=1e-9)
+            assert row["outcome"] == pytest.approx(came, rel=1e-6, abs=1e-7)
     ranks = download("forgetting", "forgetting_ranks_all").set_index(["at", "predictor"])
     for at, part in table.reset_index().groupby("at"):
         for name in ("slope + Fisher", "gradient similarity", "path length"):
