@@ -1,6 +1,5 @@
 """Choose the coefficient of model patching by its loss, and know how good the choice is."""
 
-import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 

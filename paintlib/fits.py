@@ -51,17 +51,12 @@ class Fit:
         return total
 
     def minimum(self, low: float, high: float) -> float:
-        """Return the lowest root of the derivative in [low, high] at which it turns positive.
-
-        The ends compete too, so that a monotone model has its minimum at one of them.
-        """
+        """Return the lowest of both ends and the roots at which the derivative turns positive."""
         x = np.linspace(low, high, 129)
-        sign = np.sign(self.slope(x))
-        turns = np.flatnonzero((sign[:-1] < 0) & (sign[1:] >= 0))
-        tolerance = 4 * np.finfo(float).eps * max(abs(low), abs(high), high - low)
-        roots = [
-            optimize.brentq(self.slope, x[i], x[i + 1], xtol=tolerance, rtol=1e-14) for i in turns
-        ]
+        slope = self.slope(x)
+        turns = np.flatnonzero((slope[:-1] < 0) & (slope[1:] >= 0))
+        xtol = 4 * np.finfo(float).eps * max(abs(low), abs(high), high - low)
+        roots = [optimize.brentq(self.slope, *x[i : i + 2], xtol=xtol, rtol=1e-14) for i in turns]
         return float(min([*roots, low, high], key=lambda a: float(self(a))))
 
     def _parts(self) -> Iterable[tuple[Polynomial, bool]]:
@@ -69,10 +64,9 @@ class Fit:
 
 
 def fit_quintic(samples: Iterable[Evaluation]) -> Polynomial:
-    """Return the polynomial through the sum at the six samples around the lowest one.
+    """Return the polynomial through the sum at the six samples around the lowest one (`window`).
 
-    With fewer samples the degree is lower. They may be in any order; `window` says which are used.
-    Fewer than two samples, or two at one alpha, raise ValueError.
+    Fewer give a lower degree; fewer than two, or two at one alpha, raise ValueError.
 
     >>> from paintlib.solver import Evaluation
     >>> p = fit_quintic(Evaluation(a, (a - 0.3) ** 2, ()) for a in (0.0, 0.5, 1.0))
@@ -86,10 +80,9 @@ def fit_quintic(samples: Iterable[Evaluation]) -> Polynomial:
 def fit_parts(samples: Iterable[Evaluation]) -> Fit:
     """Return the model of `log_quintic`: a polynomial per part, samples chosen as in `fit_quintic`.
 
-    A part that is positive at all of them is fitted by its logarithm, which for the losses along a
-    path is much closer to a polynomial than the loss itself; unless the lowest sample, left out,
-    is predicted three times better without logarithms (so it is after `minmax`, whose zeros give
-    the logarithm a pole). Errors are those of `fit_quintic`.
+    A part that is positive at all of them is fitted by its logarithm, which along a path is closer
+    to a polynomial than the loss; unless the lowest sample, left out, is predicted three times
+    better without (as after `minmax`, whose zeros are poles). Errors are those of `fit_quintic`.
     """
     chosen = window(sorted(samples))
     alphas = [s.alpha for s in chosen]
@@ -115,10 +108,8 @@ def window(samples: list[Evaluation]) -> list[Evaluation]:
     while last - first + 1 < min(POINTS, len(samples)):
         left = centre - samples[first - 1].alpha if first else math.inf
         right = samples[last + 1].alpha - centre if last + 1 < len(samples) else math.inf
-        if abs(left - right) <= tie:
-            go_left = samples[first - 1].value <= samples[last + 1].value
-        else:
-            go_left = left < right
+        tied = abs(left - right) <= tie
+        go_left = samples[first - 1].value <= samples[last + 1].value if tied else left < right
         first, last = (first - 1, last) if go_left else (first, last + 1)
     return samples[first : last + 1]
 

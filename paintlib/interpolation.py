@@ -1,12 +1,11 @@
 """The straight line between two sets of weights, w(alpha) = (1 - alpha) w_zs + alpha w_ft."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import weakref
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,8 @@ CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
 class WeightPath:
     """The line segment between two checkpoints of one architecture, (1.1) eq-path.
 
-    Both ends are kept as one flat vector each, so that a point of the path is one fused
-    `lerp` over contiguous memory. Floating point tensors are interpolated in at least float32;
-    integer tensors (step counters and the like) are taken from the nearer end.
+    Each end is one flat vector, so that a point of the path is one fused `lerp`. Floating point
+    tensors are interpolated in at least float32; integer tensors are taken from the nearer end.
 
     Args:
         start: weights at alpha = 0 (zero-shot), a module or its state dict.
@@ -33,21 +31,20 @@ class WeightPath:
     """
 
     def __init__(self, start: Weights, end: Weights) -> None:
-        first, last = _state(start), _state(end)
+        first, last = (s.state_dict() if isinstance(s, nn.Module) else s for s in (start, end))
         _check_same_tensors(first, last)
         self._shapes = {name: t.shape for name, t in first.items() if t.is_floating_point()}
-        integers = [name for name in first if name not in self._shapes]
-        self._integers = {name: (first[name].clone(), last[name].clone()) for name in integers}
+        integers = {name: t for name, t in first.items() if name not in self._shapes}
+        self._integers = {name: (t.clone(), last[name].clone()) for name, t in integers.items()}
         if not self._shapes:
             raise ValueError("no floating point tensor on either side: nothing to interpolate")
         dtypes = {side[name].dtype for side in (first, last) for name in self._shapes}
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.start, self.end = (self._join(side, dtype) for side in (first, last))
         for side, vector in (("start", self.start), ("end", self.end)):
-            if not torch.isfinite(vector).all():
-                name = next(n for n, t in self.unflatten(vector).items() if not t.isfinite().all())
-                raise ValueError(f"the {side} weights are not finite, first in {name!r}; make them "
-                                 "again: the file is damaged or the training diverged")  # fmt: skip
+            if bad := [n for n, t in self.unflatten(vector).items() if not t.isfinite().all()]:
+                hint = "make them again: the file is damaged or the training diverged"
+                raise ValueError(f"the {side} weights are not finite, first in {bad[0]!r}; {hint}")
         self._bound: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
     @property
@@ -84,7 +81,7 @@ class WeightPath:
         given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         return self._join({**zeros, **given}, self.start.dtype)
 
-    def to(self, device: torch.device | str) -> WeightPath:
+    def to(self, device: torch.device | str) -> Self:
         """Move both ends to `device` in place and return the path."""
         self.start, self.end = self.start.to(device), self.end.to(device)
         return self
@@ -93,8 +90,7 @@ class WeightPath:
         """Write w(alpha) into `model` in place and return it.
 
         The first call re-points the model's tensors to views of one flat buffer, so that each
-        later call is one pass over the weights. Training flags and gradients are left alone. 0 and
-        1 give the ends bit for bit.
+        later call is one pass over it. Training flags and gradients are left alone.
 
         Raises:
             ValueError: `alpha` is not finite, or the model does not fit the path.
@@ -125,13 +121,11 @@ class WeightPath:
                 return flat
         integers = {name: first for name, (first, _) in self._integers.items()}
         _check_same_tensors({**self.unflatten(self.start), **integers}, tensors)
-        ours = self.start.dtype, self.start.device
+        ours = f"{self.start.dtype} on {self.start.device}"
         for name in self._shapes:
-            if (theirs := (tensors[name].dtype, tensors[name].device)) != ours:
-                raise ValueError(
-                    f"{name!r} of the model is {theirs[0]} on {theirs[1]}, the path is {ours[0]} "
-                    f"on {ours[1]}; convert one of them (model.float(), path.to(device))"
-                )
+            if (theirs := f"{tensors[name].dtype} on {tensors[name].device}") != ours:
+                remedy = "convert one of them (model.float(), path.to(device))"
+                raise ValueError(f"{name!r} of the model is {theirs}, the path is {ours}; {remedy}")
         flat = torch.empty_like(self.start)
         for name, view in self.unflatten(flat).items():
             tensors[name].data = view
@@ -139,21 +133,13 @@ class WeightPath:
         return flat
 
 
-def _state(side: Weights) -> dict[str, Tensor]:
-    tensors = side.state_dict() if isinstance(side, nn.Module) else side
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
 def _check_same_tensors(first: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> None:
-    remedy = "interpolation needs two checkpoints of one architecture"
-    if odd := sorted(first.keys() ^ last.keys()):
-        raise ValueError(f"{len(odd)} tensors are on one side only, first: {odd[0]!r}; {remedy}")
-
     def kind(tensor: Tensor) -> str:
         return f"{tuple(tensor.shape)} of {'floats' if tensor.is_floating_point() else 'integers'}"
 
+    remedy = "interpolation needs two checkpoints of one architecture"
+    if odd := sorted(first.keys() ^ last.keys()):
+        raise ValueError(f"{len(odd)} tensors are on one side only, first: {odd[0]!r}; {remedy}")
     if odd := [name for name in first if kind(first[name]) != kind(last[name])]:
-        raise ValueError(
-            f"{len(odd)} tensors differ, first: {odd[0]!r} is {kind(first[odd[0]])} on one side "
-            f"and {kind(last[odd[0]])} on the other; {remedy}"
-        )
+        sides = f"{kind(first[odd[0]])} on one side and {kind(last[odd[0]])} on the other"
+        raise ValueError(f"{len(odd)} tensors differ, first: {odd[0]!r} is {sides}; {remedy}")

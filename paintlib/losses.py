@@ -53,11 +53,10 @@ class TaskLoss:
                         step: float = 1e-3) -> tuple[float, float]:  # fmt: skip
         """Return the mean loss L and dL/dalpha at `alpha`, from two losses `step` apart around it.
 
-        Both err by the order of step^2, and the slope by the rounding of the losses over `step`
-        too; on losses in float32 the default balances the two. It costs two losses, where a
-        backward pass costs more than three, and it holds for weights that no gradient reaches,
-        such as the running statistics of BatchNorm. The exact slope is <grad L, w_ft - w_zs>, see
-        `gradient`. w(alpha) is in the model afterwards. Errors are those of `score` and `path`.
+        Both err by the order of step^2, the slope also by the rounding of the losses over `step`:
+        in float32 the default balances the two. It costs less than a backward pass, and sees what
+        no `gradient` reaches, as the running statistics of BatchNorm. It leaves w(alpha) in the
+        model. Errors are those of `score` and `path`.
         """
         if not (math.isfinite(step) and step > 0):
             raise ValueError(f"step is {step}; it is a distance on the path, 0.001 for instance")
@@ -70,10 +69,7 @@ class TaskLoss:
         return math.fsum(losses) / 2, (losses[1] - losses[0]) / (above - below)
 
     def gradient(self) -> dict[str, Tensor]:
-        """Return the gradient of the mean loss, one tensor per parameter, zeros if it has no say.
-
-        Errors are those of `score`.
-        """
+        """Return the mean loss's gradient by parameter, 0 if it has no say; errors as `score`."""
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         frozen = [p for p in parameters if not p.requires_grad]
         total: list[Tensor] = []

@@ -1,6 +1,7 @@
 """Numbers that describe one curve of losses along the path: pure functions of floats and arrays.
 
-Losses are in nats per image, accuracies are fractions.
+Losses are in nats per image, accuracies are fractions. An argument that is not as described, not
+finite, or leaves the number undefined (a vector or a loss that is zero) raises ValueError.
 """
 
 import math
@@ -33,18 +34,14 @@ class Forgetting(NamedTuple):
 
 
 class ForgettingPrediction(NamedTuple):
-    """How a loss rises along a path, to second order at its start, relative to the loss there.
+    """How a loss rises along a path, to second order at its start, relative to the loss there."""
 
-    `slope` and `fisher` are per unit of alpha and of its square; `slope_stderr` is the slope's
-    sampling error. Called with alpha it returns the predicted rise, L(alpha) / L(0) - 1.
-    """
-
-    slope: float
-    fisher: float
+    slope: float  # per unit of alpha
+    fisher: float  # per unit of its square
     slope_stderr: float
 
     def __call__(self, alpha: float) -> float:
-        """Return the predicted rise at `alpha`, a fraction of the zero-shot loss."""
+        """Return the predicted rise, L(alpha) / L(0) - 1."""
         return alpha * self.slope + alpha**2 / 2 * self.fisher
 
 
@@ -58,24 +55,17 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
             stays on its device. Sums are in float64.
         gradient: gradient of the supported loss at `w_zs`, of the same length and kind.
 
-    Raises:
-        ValueError: the lengths differ, a value is not finite, or a vector is zero.
-
     >>> gradient_similarity([3.0, 0.0], [1.0, 1.0])  # doctest: +ELLIPSIS
     0.7071...
     """
     a, b = _flat("displacement", displacement), _flat("gradient", gradient)
     if len(a) != len(b):
-        raise ValueError(
-            f"displacement has {len(a)} numbers but gradient has {len(b)}; flatten both alike"
-        )
+        raise ValueError(f"displacement has {len(a)} numbers, gradient has {len(b)}; flatten both")
     # Unit scale first: squares of tiny gradients would underflow, of huge ones overflow.
     scales = _peak(a), _peak(b)
     if 0 in scales:
         zero = "gradient" if scales[0] else "displacement"
-        raise ValueError(
-            f"{zero} is zero, so its direction is undefined; do the checkpoints differ?"
-        )
+        raise ValueError(f"{zero} is zero and has no direction; do the checkpoints differ?")
     sums, double = np.zeros(3), getattr(type(a), "double", np.asarray)
     for i in range(0, len(a), CHUNK):
         x, y = (double(v[i : i + CHUNK]) / scale for v, scale in zip((a, b), scales, strict=True))
@@ -85,24 +75,17 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
 
 def backward_transfer(alphas: ArrayLike, losses: ArrayLike, length: float,
                       slope_at_zero: float | None = None) -> BackwardTransfer:  # fmt: skip
-    r"""Return the largest fall of the supported loss per unit of distance: (1.7) eq-bkt.
+    """Return the largest fall of the supported loss per unit of distance: (1.7) eq-bkt.
 
-    $$\sup_{0 < \alpha \le 1} \frac{L(0) - L(\alpha)}{\alpha \, \|w_{zs} - w_{ft}\|}$$
-
-    At alpha = 0 the quotient is 0/0. Its one-sided limit is `-slope_at_zero / length`, which a
-    convex loss attains; with the slope given, the limit competes with the samples.
+    That is the supremum of (L(0) - L(alpha)) / (alpha length), negative if the loss only rises. At
+    alpha = 0 its limit is `-slope_at_zero / length`, which a convex loss attains: (4.3) eq-limit.
+    With the slope given, the limit competes with the samples.
 
     Args:
         alphas: `(n,)`, ascending, the first 0, within [0, 1].
         losses: `(n,)`, the supported task's loss at each (nats per image).
         length: the 2-norm of `w_zs - w_ft`.
         slope_at_zero: dL/dalpha at alpha = 0 (nats per image), if known.
-
-    Returns:
-        The supremum (negative when the loss only rises) and the alpha that attained it.
-
-    Raises:
-        ValueError: an argument is not as said, or not finite; there is no sample beyond 0.
 
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
     BackwardTransfer(value=1.5, alpha=0.0)
@@ -117,28 +100,21 @@ def backward_transfer(alphas: ArrayLike, losses: ArrayLike, length: float,
         raise ValueError(f"length is {length}, but the two checkpoints must differ: expected > 0")
     if slope_at_zero is not None and not math.isfinite(slope_at_zero):
         raise ValueError(f"slope_at_zero is {slope_at_zero}; pass a finite slope or None")
-    quotients = (loss[0] - loss[1:]) / (a[1:] * length)
-    best = int(quotients.argmax())
-    sampled = BackwardTransfer(float(quotients[best]), float(a[1 + best]))
-    if slope_at_zero is None or sampled.value > -slope_at_zero / length:
-        return sampled
-    return BackwardTransfer(-slope_at_zero / length, 0.0)
+    limit = -math.inf if slope_at_zero is None else -slope_at_zero / length
+    quotients = np.append(limit, (loss[0] - loss[1:]) / (a[1:] * length))
+    best = int(quotients.argmax())  # the limit, if there are equals
+    return BackwardTransfer(float(quotients[best]), float(a[best]))
 
 
 def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetting:
-    """Return how much of the supported task the patched weights have lost.
+    """Return how much of the supported task the patched weights have lost: (4.6) eq-forgetting.
 
-    The paper (section 6) leaves such a measure to future work. This one is the rise of the loss
-    relative to the zero-shot loss, L(alpha) / L(0) - 1, and the drop of the accuracy,
-    A(0) - A(alpha): negative when the supported task has gained. The loss reacts first, since it
-    sees lost confidence on images that are still right.
+    The paper (section 6) leaves such a measure to future work. Both numbers of this one are
+    negative when the supported task has gained.
 
     Args:
         zero_shot: loss (nats per image) and accuracy (fraction) at alpha = 0; a `Score` will do.
         patched: the same at the alpha that was chosen.
-
-    Raises:
-        ValueError: a loss is negative or not finite, L(0) is zero, or an accuracy no fraction.
 
     >>> forgetting((0.5, 0.75), (0.625, 0.5))
     Forgetting(loss=0.25, accuracy=0.25)
@@ -155,24 +131,19 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
 
 def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLike
 ) -> ForgettingPrediction:  # fmt: skip
-    r"""Predict forgetting from two forward passes at the zero-shot weights: (4.5) eq-prediction.
+    """Predict forgetting from two forward passes at the zero-shot weights: (4.7) eq-prediction.
 
-    $$\hat F(\alpha) = \frac{\alpha \, g \cdot d + \frac{\alpha^2}{2} d^T G d}{L(0)}$$
-
-    with d = w_ft - w_zs, the gradient g and the Fisher information G at w_zs. By the chain rule
-    g.d is the mean of (p - y).z', and d^T G d that of the variance of z' under the predictions p,
-    where z' = dz/dalpha; the second needs no labels. G is the Hessian but for the curvature of the
-    logits themselves, so that far from w_zs the rise is as a rule underestimated.
+    That is (alpha g.d + alpha^2/2 d^T G d) / L(0), with d = w_ft - w_zs, the gradient g and the
+    Fisher information G at w_zs: the Hessian but for the curvature of the logits, so that far from
+    there the rise is as a rule underestimated. g.d is the mean of (p - y).z', and d^T G d that of
+    the variance of z' = dz/dalpha under the predictions p, without labels: (4.8) eq-fisher.
 
     Args:
         logits: z at w_zs, `(n, classes)`.
         change: z' there, `(n, classes)`: a difference of logits over a small difference of alpha.
         labels: `(n,)`, the right classes.
 
-    Raises:
-        ValueError: the shapes do not fit, or the zero-shot loss is zero.
-
-    >>> forgetting_prediction([[0.0, 0.0]], [[1.0, -1.0]], [0])(1.0).round(6)
+    >>> round(forgetting_prediction([[0.0, 0.0]], [[1.0, -1.0]], [0])(1.0), 6)
     -0.721348
     """
     z, dz, y = np.asarray(logits, float), np.asarray(change, float), np.asarray(labels)
@@ -181,9 +152,9 @@ def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLik
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     rows = np.arange(len(z))
-    loss = float(-np.log(p[rows, y]).mean())
-    if loss == 0:
-        raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
+    loss = 0.0 - float(np.log(p[rows, y]).mean())
+    if not 0.0 < loss < math.inf:
+        raise ValueError(f"the zero-shot loss is {loss}, so no relative rise is defined")
     mean = (p * dz).sum(1)
     slopes = (mean - dz[rows, y]) / loss
     fisher = (p * (dz - mean[:, None]) ** 2).sum(1).mean() / loss
@@ -205,12 +176,10 @@ def quasiconvexity_violation(values: ArrayLike) -> float:
     0.75
     """
     f = _flat("values", np.asarray(values, float))
-    if len(f) < 3:
-        return 0.0
     # the best partners of j are the lowest values before and after it
     left = np.minimum.accumulate(f)[:-2]
     right = np.minimum.accumulate(f[::-1])[::-1][2:]
-    return max(0.0, float((f[1:-1] - np.maximum(left, right)).max()))
+    return float((f[1:-1] - np.maximum(left, right)).max(initial=0.0))
 
 
 def _flat(name: str, values: Any) -> Any:

@@ -41,8 +41,6 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     units = {"zero_shot": losses[0], "log_classes": math.log(classes), "minmax": high - low}
     scale = Normaliser(float(low if kind == "minmax" else 0.0), float(units.get(kind, 1.0)))
     if not (math.isfinite(scale.unit) and math.isfinite(scale.offset) and scale.unit > 0):
-        raise ValueError(
-            f"the {kind!r} normalisation has the scale {scale.unit}: the task's loss is zero, "
-            "constant or not finite along the path; choose another normalisation"
-        )
+        cause = "the task's loss is zero, constant or not finite along the path; choose another"
+        raise ValueError(f"the {kind!r} normalisation has the scale {scale.unit}: {cause}")
     return scale

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from paintlib.normalisation import normaliser
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from paintlib.interpolation import WeightPath
     from paintlib.losses import TaskLoss
     from paintlib.store import Store
@@ -46,8 +45,8 @@ Evaluate = Callable[[float, Sequence[str]], Sequence[ImageScores]]
 class PairObjective:
     """The objective of the paper, (1.3) eq-objective: normalised losses of two tasks at alpha.
 
-    Calling it returns one normalised loss per task, whose sum is to be minimised. The first visit
-    of an alpha writes w(alpha) into the model; no alpha is evaluated twice.
+    The first visit of an alpha writes w(alpha) into the model, and adds it to `evaluated`; none is
+    evaluated twice. `normalisers` are the scales of the tasks.
 
     Args:
         path: the weights.
@@ -56,16 +55,10 @@ class PairObjective:
         normalisation: one of `NORMALISATIONS`; its scale takes an evaluation at alpha = 0, or at
             all of `samples` for `minmax`.
         names: what the tasks are called in the store; "0", "1", ... by default.
-        store: where evaluations are looked up, and kept. A task that is stored at an alpha is not
-            evaluated there again, even if the other one is.
-
-    Attributes:
-        normalisers: the scale of each task.
-        evaluated: the alphas that this object had to evaluate, in order.
+        store: where evaluations are looked up and kept, those of each task by themselves.
 
     Raises:
-        ValueError: the normalisation is unknown or impossible, the tasks have not one model, or
-            classes or names do not fit them.
+        ValueError: the normalisation, classes or names do not fit, or the models differ.
     """
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax
@@ -91,9 +84,8 @@ class PairObjective:
                evaluate: Evaluate | None = None) -> PairObjective:  # fmt: skip
         """Return the objective of evaluations that are stored: no weights, no model, no torch.
 
-        An alpha that is not stored goes to `evaluate`, with the names of the tasks that are
-        missing there; it returns their `ImageScores`, in that order. Without it, such an alpha
-        raises ValueError, here or at a call.
+        An alpha that is not stored goes to `evaluate`, with the names of the tasks missing there,
+        for their `ImageScores` in that order. Without it, such an alpha raises ValueError.
         """
         objective = cls.__new__(cls)
         objective._begin(evaluate, store, names, classes, normalisation)
@@ -108,11 +100,9 @@ class PairObjective:
         self._evaluate, self._store = evaluate, store
         self._visited: dict[float, tuple[ImageScores, ...]] = {}
         alphas = self.samples if normalisation == "minmax" else (0.0,)
-        curves = zip(*(self.score(alpha) for alpha in alphas), strict=True)
-        self.normalisers = tuple(
-            normaliser(normalisation, [score.loss for score in curve], count)
-            for curve, count in zip(curves, classes, strict=True)
-        )
+        curves = zip(*([s.loss for s in self.score(alpha)] for alpha in alphas), strict=True)
+        pairs = zip(curves, classes, strict=True)
+        self.normalisers = tuple(normaliser(normalisation, *pair) for pair in pairs)
 
     def __call__(self, alpha: float) -> tuple[float, ...]:
         """Return the normalised loss of each task at `alpha`, if it is finite."""
@@ -132,10 +122,9 @@ class PairObjective:
             found = self._stored(alpha)
             if missing := [name for name in self.names if name not in found]:
                 if self._evaluate is None:
-                    raise ValueError(
-                        f"task {missing[0]!r} is not stored at alpha = {alpha} in "
-                        f"{self._store and self._store.file}; evaluate it with the weights"
-                    )
+                    what = f"task {missing[0]!r} is not stored at alpha = {alpha}"
+                    file = self._store and self._store.file
+                    raise ValueError(f"{what} in {file}; evaluate it with the weights")
                 fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
                 self.evaluated.append(alpha)
                 if self._store is not None:

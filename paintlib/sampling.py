@@ -1,7 +1,7 @@
 """How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,34 +10,29 @@ from numpy.typing import ArrayLike, NDArray
 from paintlib.fits import fit_parts, log_spline, window
 from paintlib.normalisation import normaliser
 from paintlib.objective import PairObjective
-from paintlib.solver import Evaluation, Solution
+from paintlib.solver import Evaluation, Solution, XTol
 
 __all__ = [
     "StandardError", "bootstrap", "contributions", "difference", "images_needed", "second_valley",
     "standard_error", "tolerance",
 ]  # fmt: skip
 
+Samples = Solution | Iterable[Evaluation]
+
 
 class StandardError(NamedTuple):
-    """How alpha* and the sum there would vary from one draw of images to another.
+    """How alpha* and the sum there would vary from one draw of images to another."""
 
-    `alpha` is NaN where alpha* is an end of the bracket, or the curvature is not positive.
-    """
-
-    alpha: float
+    alpha: float  # NaN where alpha* is an end of the bracket, or the curvature is not positive
     value: float
-
-
-def _variance(row: NDArray[np.float64]) -> float:
-    return float(row.var()) / len(row)  # of the mean
 
 
 def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
     """Return what each image adds to its task's normalised loss, an array `(images,)` per task.
 
-    The mean of an array is the normalised loss, and its variance over the number of images is the
-    squared sampling error of it: the scale is estimated from the same images, so its own error is
-    carried along to first order (the delta method). None where `alpha` was not evaluated.
+    The mean of an array is the normalised loss, its variance over the number of images the squared
+    sampling error. The error of the scale, which comes from the same images, is carried along to
+    first order (the delta method). None where `alpha` was not evaluated.
     """
     if not objective.known(alpha):
         return None
@@ -70,16 +65,13 @@ def difference(objective: PairObjective, first: float, second: float) -> tuple[f
     return math.fsum(float(row.mean()) for row in rows), math.sqrt(math.fsum(map(_variance, rows)))
 
 
-def standard_error(
-    objective: PairObjective, samples: Solution | Iterable[Evaluation]
-) -> StandardError | None:
+def standard_error(objective: PairObjective, samples: Samples) -> StandardError | None:
     """Return the sampling errors of the lowest sample, by the delta method: (3.5) eq-stderr.
 
-    alpha* solves J'(alpha) = 0, so to first order its error is that of the slope over the
-    curvature: Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2. Tasks have images of their own, so
-    their variances add: Var(J') = sum over tasks of Var_i(l_i') / n. An image's slope l_i' is that
-    of the polynomial through its losses at the samples around alpha*. None where this objective
-    has not evaluated the lowest of `samples`.
+    To first order Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2, where Var(J') is the sum over the
+    tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
+    through its losses at the samples around alpha*. None where this objective has not evaluated
+    the lowest of `samples`.
     """
     samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
     best = min(samples, key=lambda sample: sample.value)
@@ -108,12 +100,11 @@ def standard_error(
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
 
 
-def tolerance(objective: PairObjective, share: float = 0.1
-) -> Callable[[Sequence[Evaluation]], float]:  # fmt: skip
+def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
     """Return `xtol` for `solver.log_quintic`: a share of the sampling error of alpha*.
 
-    A search that errs by a tenth of it makes the whole error 0.5 % larger. It is within 0.0001 and
-    0.05 of the bracket's width, and 0.001 of it while the samples cannot tell the error.
+    A tenth of it makes the whole error 0.5 % larger. It is held within 0.0001 and 0.05 of the
+    bracket's width, and is 0.001 of that while the samples cannot tell the error.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it is a fraction of the sampling error, say 0.1")
@@ -129,7 +120,7 @@ def tolerance(objective: PairObjective, share: float = 0.1
 
 
 def images_needed(stderr: float, images: int, wanted: float) -> int:
-    """Return how many images a task give alpha* the standard error `wanted`.
+    """Return how many images a task give alpha* the standard error `wanted`: (3.6) eq-images.
 
     `images` gave `stderr`, which falls with the root of their number. A grid of step h is off by
     h / sqrt(12) in the root mean square: fewer images than give that much cannot use a finer one.
@@ -143,14 +134,12 @@ def images_needed(stderr: float, images: int, wanted: float) -> int:
     return math.ceil(images * (stderr / wanted) ** 2 * (1 - 1e-12))
 
 
-def second_valley(
-    objective: PairObjective, samples: Solution | Iterable[Evaluation]
-) -> tuple[float, float] | None:
+def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, float] | None:
     """Return how high the ridge before a second valley is, and the sampling error of that height.
 
-    The height is that of the highest sample between two lower ones over the higher of the two, so
-    0 for a quasi-convex sum. A second valley is told from noise where its ridge is higher than
-    1.96 errors. None where one of the three alphas was not evaluated by this objective.
+    It is the height of a sample between two lower ones over the higher of the two, 0 for a
+    quasi-convex sum. A second valley is told from noise where the ridge is higher than 1.96
+    errors. None where the ridge or its lower side was not evaluated by this objective.
     """
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
     height, top, low = 0.0, found[0], found[0]
@@ -166,16 +155,10 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
               normalisation: str, draws: int = 500, seed: int = 0) -> StandardError:  # fmt: skip
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
-    Each draw takes as many images of each task as there are, with replacement, scales anew, and
-    minimises the sum of its curves on [0, 1], each drawn through the samples by `log_spline`.
-
-    Args:
-        alphas: `(k,)`, ascending, the first 0.
-        losses: per task, the loss of each image at each alpha (nats), `(k, images)`.
-        classes: number of classes per task.
-        normalisation: one of `NORMALISATIONS`.
-        draws: how many.
-        seed: of the generator.
+    Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
+    and minimises the sum of the curves on [0, 1], drawn through the samples by `log_spline`.
+    `alphas` are `(k,)`, ascending, the first 0; `losses` are nats, per task and image at each
+    alpha, `(k, images)`; `classes` and `normalisation` are those of `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
@@ -187,3 +170,7 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
             offset, unit = normaliser(normalisation, curve.tolist(), count)
             row += (log_spline(alphas, curve)(dense) - offset) / unit
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
+
+
+def _variance(row: NDArray[np.float64]) -> float:
+    return float(row.var()) / len(row)  # of the mean

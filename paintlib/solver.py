@@ -5,8 +5,6 @@ and is expensive. All solvers return a `Solution`, never worse than the best poi
 A mark as (3.3) eq-root is the number of an equation of the book, and its label.
 """
 
-from __future__ import annotations
-
 import bisect
 import enum
 import itertools
@@ -43,6 +41,7 @@ class Evaluation(NamedTuple):
 Objective = Callable[[float], float | Sequence[float]]
 Bracket = tuple[float, float]
 Known = Iterable[Evaluation]
+XTol = Callable[[Sequence[Evaluation]], float]
 
 
 class Status(enum.Enum):
@@ -62,11 +61,8 @@ class Solution:
     """The best point a solver has seen, and why it stopped.
 
     Attributes:
-        alpha: position of the smallest value seen.
-        value: the sum of the parts there.
-        bracket: smallest interval between samples that holds a quasi-convex minimum; one of its
-            ends is `alpha` where the minimum is an end of the search.
-        status: how the search ended, as advice.
+        alpha, value: position of the smallest value seen, and the sum of the parts there.
+        bracket: smallest interval between samples that holds a quasi-convex minimum.
         trace: all samples the answer rests on: known ones by alpha, then fresh ones as they came.
         evaluations: number of fresh ones, the price of this answer.
     """
@@ -93,20 +89,18 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
             known: Known = (), verify: bool = True) -> Solution:  # fmt: skip
     """Minimise as the paper does (section 3): a quintic in the smallest bracket of the minimum.
 
-    The paper's: the smallest interval that brackets the minimum, an approximation of fifth order
-    of the sum there, the root of its derivative. Our choices where it is silent: the samples are
-    the grid's; the interval reaches from the lowest sample to its neighbours; the quintic passes
-    through the six samples around it (`fits.window`); one evaluation verifies the root, and the
-    better of it and the lowest sample is returned.
+    Our choices where the paper is silent: the samples are the grid's; the bracket reaches from the
+    lowest to its neighbours; the quintic passes through the six around it (`fits.window`); one
+    evaluation verifies the root, and the better of it and the lowest sample is returned.
 
     Args:
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
-        bracket: the ends of the search, in ascending order.
+        bracket: the ends of the search, ascending.
         step: distance of the samples, as for `grid`.
         known: evaluations already paid for; those outside the bracket are ignored. Both ends and
             four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, the root is the answer whatever lies there,
-            `value` is the polynomial's, and the true value can be above the lowest sample.
+        verify: whether to evaluate the root. Without, it is the answer whatever lies there, and
+            `value` is the polynomial's.
 
     Returns:
         The best point seen. The status is CONVERGED, AT_START or AT_END, or UNVERIFIED; but of any
@@ -134,18 +128,16 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
     return record.solution(Status.UNVERIFIED, (root, float(polynomial(root))))
 
 
-def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *,
-                xtol: float | Callable[[Sequence[Evaluation]], float] = 1e-3,
+def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float | XTol = 1e-3,
                 max_evals: int | None = None, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
     (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
     in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
-    best point, and the fit without that point had its root there too (within `xtol`) and predicted
-    its value (to 1e-3). Where the steps of the fits do not shrink, it takes a golden section of the
-    widest gap in the bracket, so that it ends on any function. An evaluation `xtol` inside
-    certifies a minimum at an end.
+    best point, and the fit without that point had its root there too and predicted its value (to
+    1e-3). Where the steps of the fits do not shrink, it takes a golden section of the widest gap
+    in the bracket: it ends on any function. An evaluation `xtol` inside certifies an end.
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
     (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default to six, and one
@@ -155,16 +147,11 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *,
     'CONVERGED'
     """
     record = _Record(objective, bracket, known)
-    missing = sum(not record.find(end) for end in (record.low, record.high))
+    low, high = record.low, record.high
+    missing = sum(not record.find(end) for end in (low, high))
     tolerance = xtol if callable(xtol) else lambda _: xtol
     budget = 6 + missing if max_evals is None else max_evals
     record.limit(tolerance(record.samples), budget, at_least=missing)
-    return record.solution(_search(record, tolerance))
-
-
-def _search(record: _Record, tolerance: Callable[[Sequence[Evaluation]], float]) -> Status:
-    """Spend evaluations until the fitted minimum stands still; return how that ended."""
-    low, high = record.low, record.high
     for end in (low, high):
         record(end)
     if len(record.samples) < 3 and record.budget:
@@ -172,45 +159,34 @@ def _search(record: _Record, tolerance: Callable[[Sequence[Evaluation]], float])
     steps: list[float] = []
     while True:
         best, (a, b) = record.best(), record.bracket()
-        xtol = tolerance(record.samples)
-        if best.alpha - a <= xtol * (1 + SAME) >= b - best.alpha:
-            return record.place()
+        near = tolerance(record.samples)
+        if best.alpha - a <= near * (1 + SAME) >= b - best.alpha:
+            return record.solution(record.place())
         if record.flat() and len(record.samples) >= POINTS:
-            return Status.FLAT
+            return record.solution(Status.FLAT)
         target = fit_parts(record.samples).minimum(a, b)
-        still = abs(target - best.alpha) <= xtol
-        if still and _foreseen(record, xtol):
-            return Status.CONVERGED
+        still = abs(target - best.alpha) <= near
+        if still and record.foreseen(near):
+            return record.solution(Status.CONVERGED)
         if not record.budget:
-            return Status.BUDGET
+            return record.solution(Status.BUDGET)
         steps.append(abs(target - best.alpha))
         trial = target
         if still and best.alpha in (low, high):
             # A step of xtol inwards is the cheapest proof that an end is the minimum.
-            trial = min(low + xtol, b) if best.alpha == low else max(high - xtol, a)
+            trial = min(low + near, b) if best.alpha == low else max(high - near, a)
         if record.find(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
             trial = record.widest_gap()
             steps.clear()
         record(trial)
 
 
-def _foreseen(record: _Record, xtol: float) -> bool:
-    """Return whether a fit that has not seen the best point puts its minimum there all the same."""
-    best = record.best()
-    if best.alpha in (record.low, record.high) or len(record.samples) < POINTS - 1:
-        return False
-    fit = fit_parts(sample for sample in record.samples if sample is not best)
-    near = abs(fit.minimum(*record.bracket()) - best.alpha) <= xtol
-    return near and abs(float(fit(best.alpha)) - best.value) <= AGREE * record.scale()
-
-
 def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05,
          known: Known = ()) -> Solution:  # fmt: skip
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
-    This is how PAINT chooses alpha. The positions are exact: 0.15, not 0.15000000000000002. `step`
-    must divide the bracket; `known` evaluations between the positions compete too. Arguments,
-    answer and errors as for `quintic`.
+    PAINT's own way. The positions are exact: 0.15, not 0.15000000000000002. `step` must divide the
+    bracket; `known` evaluations between the positions compete too. The rest is as for `quintic`.
     """
     record = _Record(objective, bracket, known)
     record.visit(step)
@@ -221,16 +197,14 @@ def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 
           max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
 
-    It never visits the ends: where the minimum is one, it comes within about `xtol` of it and the
-    status says so. Arguments and errors as for `log_quintic`, but `max_evals` is at least 2.
+    It never visits the ends, but comes within about `xtol` of a minimum there. Arguments and errors
+    as for `log_quintic`, but `max_evals` is at least 2.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
+    bounds, options = (record.low, record.high), {"xatol": xtol, "maxiter": max_evals}
     result = optimize.minimize_scalar(
-        lambda alpha: record(float(alpha)).value,
-        bounds=(record.low, record.high),
-        method="bounded",
-        options={"xatol": xtol, "maxiter": max_evals},
+        lambda alpha: record(float(alpha)).value, bounds=bounds, method="bounded", options=options
     )
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
 
@@ -277,10 +251,9 @@ class _Record:
             if low <= alpha <= high:
                 sample = self._add(float(alpha), parts or value)
                 if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
-                    raise ValueError(
-                        f"alpha = {alpha} is known by the value {value}, and by {sample.value} or "
-                        f"the parts {parts}; pass evaluations of this objective"
-                    )
+                    both = f"the value {value}, and by {sample.value} or the parts {parts}"
+                    remedy = "pass evaluations of this objective"
+                    raise ValueError(f"alpha = {alpha} is known by {both}; {remedy}")
 
     def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
         if not 1e-8 * self.width <= xtol < self.width:
@@ -328,13 +301,19 @@ class _Record:
         share = GOLDEN if left.value <= right.value else 1 - GOLDEN
         return left.alpha + share * (right.alpha - left.alpha)
 
+    def foreseen(self, near: float) -> bool:
+        """Return whether a fit that has not seen the best point has its minimum there as well."""
+        best = self.best()
+        if best.alpha in (self.low, self.high) or len(self.samples) < POINTS - 1:
+            return False
+        fit = fit_parts(sample for sample in self.samples if sample is not best)
+        scale = max(abs(best.value), self.span())
+        good = abs(float(fit(best.alpha)) - best.value) <= AGREE * scale
+        return good and abs(fit.minimum(*self.bracket()) - best.alpha) <= near
+
     def span(self) -> float:
         values = [sample.value for sample in self.samples]
         return max(values) - min(values)
-
-    def scale(self) -> float:
-        """Return the size against which small differences of values are judged."""
-        return max(abs(self.best().value), self.span())
 
     def flat(self) -> bool:
         """Return whether all values are equal up to rounding."""
@@ -357,8 +336,7 @@ class _Record:
         elif quasiconvexity_violation(values) > NOISE * self.span():
             status = Status.NOT_QUASICONVEX
         alpha, value = found or self.best()[:2]
-        paid = set(self.fresh)
-        trace = (*(sample for sample in self.samples if sample not in paid), *self.fresh)
+        trace = (*(sample for sample in self.samples if sample not in self.fresh), *self.fresh)
         return Solution(alpha, value, self.bracket(), status, trace, len(self.fresh))
 
     def _add(self, alpha: float, result: float | Sequence[float]) -> Evaluation:
@@ -366,15 +344,11 @@ class _Record:
         if not parts:
             raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
         if not all(map(math.isfinite, parts)):
-            raise ValueError(
-                f"a loss is not finite at alpha = {alpha}: {parts}; narrow the bracket"
-            )
+            raise ValueError(f"losses not finite at alpha = {alpha}: {parts}; narrow the bracket")
         first = self.samples[0] if self.samples else Evaluation(alpha, 0.0, parts)
         if len(parts) != len(first.parts):
-            raise ValueError(
-                f"the objective has {len(parts)} parts at alpha = {alpha} but {len(first.parts)} "
-                f"at alpha = {first.alpha}; return one loss per task, the same tasks each time"
-            )
+            there = f"{len(first.parts)} at alpha = {first.alpha}; return one loss for each task"
+            raise ValueError(f"the objective has {len(parts)} parts at alpha = {alpha} but {there}")
         sample = self.find(alpha)
         if sample is None:
             sample = Evaluation(alpha, math.fsum(parts), parts)

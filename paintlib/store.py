@@ -34,8 +34,7 @@ class Store:
     Args:
         file: the `.npz`; the first `put` makes it, with its folder.
         key: says what was evaluated: digests of both ends (`WeightPath.digests`) and of the data,
-            the precision, whatever tells one set of evaluations from another. Without, the
-            file's is taken.
+            the precision and so on. Without, the file's is taken.
         writable: otherwise the file must exist, and what is put stays in memory.
 
     Raises:
@@ -77,10 +76,9 @@ class Store:
         rows = self._rows.get(task, {})
         images = len(next(iter(rows.values()), row).losses)
         if not row.losses.shape == row.correct.shape == (images,):
-            raise ValueError(
-                f"task {task!r} has losses {row.losses.shape} and hits {row.correct.shape} at "
-                f"alpha = {alpha}, but {images} images elsewhere in {self.file}; use another file"
-            )
+            shapes = f"losses {row.losses.shape} and hits {row.correct.shape} at alpha = {alpha}"
+            there = f"{images} images elsewhere in {self.file}"
+            raise ValueError(f"task {task!r} has {shapes}, but {there}; use another file")
         self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
@@ -92,18 +90,16 @@ class Store:
                 content = np.load(file, allow_pickle=False)
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
-                    columns = (content[f"{task}.{name}"] for name in FIELDS)
-                    for alpha, *row in zip(*columns, strict=True):
-                        found.append((task, float(alpha), ImageScores(*row)))
+                    rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
+                    found += [(task, float(alpha), ImageScores(*row)) for alpha, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
         for field in sorted(ours.keys() | key.keys()):
-            if ours.get(field) != key.get(field):
-                raise ValueError(
-                    f"{self.file} holds evaluations with {field} = {key.get(field)!r}, not "
-                    f"{ours.get(field)!r}; delete it, or give these another file"
-                )
+            here, wanted = key.get(field), ours.get(field)
+            if here != wanted:
+                said = f"{self.file} holds evaluations with {field} = {here!r}, not {wanted!r}"
+                raise ValueError(f"{said}; delete it, or give these another file")
         self.key = key
         for entry in found:
             self._add(*entry)

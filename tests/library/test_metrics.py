@@ -8,11 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from small import batches, network
 
-from paintlib import metrics
+from paintlib import TaskLoss, WeightPath, metrics
 from paintlib.metrics import (
+    ForgettingPrediction,
     backward_transfer,
     forgetting,
+    forgetting_prediction,
     gain,
     gradient_similarity,
     quasiconvexity_violation,
@@ -110,7 +113,7 @@ def test_gradient_similarity_is_a_cosine_in_spite_of_rounding():
     [
         ([0.0, 0.0], [1.0, 0.0], "displacement is zero"),
         ([1.0, 0.0], [0.0, 0.0], "gradient is zero"),
-        ([1.0], [1.0, 2.0], "has 1 numbers but gradient has 2"),
+        ([1.0], [1.0, 2.0], "has 1 numbers, gradient has 2; flatten both"),
         ([1.0, np.nan], [1.0, 2.0], "1 numbers that are not finite.*index 1"),
         ([[1.0]], [1.0], r"shape \(1, 1\); flatten"),
         ([], [], "displacement is zero"),
@@ -212,6 +215,131 @@ def test_forgetting_has_the_sign_of_the_harm():
 def test_forgetting_refuses(zero_shot, patched, message):
     with pytest.raises(ValueError, match=message):
         forgetting(zero_shot, patched)
+
+
+class Linear:
+    """A softmax of W x, whose loss has the Fisher information for its Hessian, exactly."""
+
+    def __init__(self, seed, images=40, features=5, classes=4, copies=1):
+        generator = np.random.default_rng(seed)
+        self.x = np.tile(generator.normal(size=(images, features)), (copies, 1))
+        self.labels = np.tile(generator.integers(0, classes, images), copies)
+        self.start, self.change = generator.normal(size=(2, classes, features))
+
+    @property
+    def given(self):
+        return self.x @ self.start.T, self.x @ self.change.T, self.labels
+
+    def probabilities(self, alpha=0.0):
+        odds = np.exp(self.x @ (self.start + alpha * self.change).T)
+        return odds / odds.sum(1, keepdims=True)
+
+    def losses(self, alpha=0.0):
+        return -np.log(self.probabilities(alpha)[np.arange(len(self.x)), self.labels])
+
+    def rise(self, alpha):
+        return self.losses(alpha).mean() / self.losses().mean() - 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_forgetting_prediction_is_the_second_order_of_a_linear_softmax(seed):
+    model, step = Linear(seed), 1e-3
+    found = forgetting_prediction(*model.given)
+    assert found.slope == pytest.approx((model.rise(step) - model.rise(-step)) / (2 * step), 1e-5)
+    assert found.fisher == pytest.approx((model.rise(step) + model.rise(-step)) / step**2, 1e-5)
+    for alpha in (0.1, 0.03, -0.03, 0.01):
+        assert abs(found(alpha) - model.rise(alpha)) < abs(alpha) ** 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_forgetting_prediction_agrees_with_the_dense_gradient_and_fisher_matrix(seed):
+    model = Linear(seed, images=7)
+    gradient, matrix = np.zeros(20), np.zeros((20, 20))
+    for x, p, label in zip(model.x, model.probabilities(), model.labels, strict=True):
+        jacobian = np.kron(np.eye(4), x)  # of the four logits by the weights
+        gradient += (p - np.eye(4)[label]) @ jacobian / 7
+        for c in range(4):  # the expected square of the gradient, over the classes
+            score = (p - np.eye(4)[c]) @ jacobian
+            matrix += p[c] * np.outer(score, score) / 7
+    d, loss = model.change.ravel(), model.losses().mean()
+    found = forgetting_prediction(*model.given)
+    assert found.slope == pytest.approx(gradient @ d / loss, rel=1e-12)
+    assert found.fisher == pytest.approx(d @ matrix @ d / loss, rel=1e-12)
+    assert found(0.3) == pytest.approx((0.3 * gradient @ d + 0.045 * d @ matrix @ d) / loss, 1e-12)
+
+
+def test_forgetting_prediction_of_two_classes_by_hand():
+    found = forgetting_prediction([[0.0, 0.0]], [[1.0, -1.0]], [0])
+    assert found == pytest.approx((-1 / np.log(2), 1 / np.log(2), 0.0), rel=1e-15)
+    assert ForgettingPrediction(0.5, 2.0, 0.1)(0.5) == 0.5
+    assert found(0.0) == 0.0
+
+
+def test_forgetting_prediction_has_the_slope_of_a_network_along_its_path():
+    path = WeightPath(network(1, torch.float64), network(2, torch.float64))
+    model, data, step = network(3, torch.float64), batches(4, dtype=torch.float64), 1e-4
+    images, labels = (torch.cat(column) for column in zip(*data, strict=True))
+    with torch.no_grad():
+        below, z, above = (path.set_(model, a)(images).numpy() for a in (-step, 0.0, step))
+    found = forgetting_prediction(z, (above - below) / (2 * step), labels)
+    path.set_(model, 0.0)
+    task = TaskLoss(model, data)
+    slope = path.flatten(task.gradient()) @ (path.end - path.start)
+    assert found.slope == pytest.approx(float(slope) / task.score().loss, rel=1e-6)
+
+
+def test_error_of_the_predicted_slope_is_that_of_a_mean_over_images():
+    model = Linear(0)
+    slopes = []
+    for p, change, label in zip(model.probabilities(), model.given[1], model.labels, strict=True):
+        slopes.append((p @ change - change[label]) / model.losses().mean())
+    found = forgetting_prediction(*model.given)
+    assert found.slope == pytest.approx(np.mean(slopes), rel=1e-12)
+    assert found.slope_stderr == pytest.approx(np.std(slopes) / np.sqrt(40), rel=1e-12)
+    fourfold = forgetting_prediction(*Linear(0, copies=4).given)
+    assert fourfold == pytest.approx((found.slope, found.fisher, found.slope_stderr / 2), rel=1e-12)
+
+
+def test_forgetting_prediction_does_not_see_what_a_softmax_does_not_see():
+    logits, change, labels = Linear(0).given
+    found = forgetting_prediction(logits, change, labels)
+    level = np.random.default_rng(1).normal(size=(2, 40, 1))  # one number per image
+    assert forgetting_prediction(logits + 700 * level[0], change + level[1], labels) == (
+        pytest.approx(found, rel=1e-9)
+    )
+    images, classes = np.random.default_rng(2).permutation(40), np.array([2, 0, 3, 1])
+    assert forgetting_prediction(
+        logits[images][:, classes], change[images][:, classes], classes.argsort()[labels[images]]
+    ) == pytest.approx(found, rel=1e-12)
+
+
+def test_forgetting_prediction_scales_with_the_path_and_needs_labels_for_the_slope_alone():
+    logits, change, labels = Linear(0).given
+    found = forgetting_prediction(logits, change, labels)
+    longer = forgetting_prediction(logits, 3 * change, labels)
+    assert longer == pytest.approx((3 * found.slope, 9 * found.fisher, 3 * found.slope_stderr))
+    other = (labels + 1) % 4
+    relabelled = forgetting_prediction(logits, change, other)
+    losses = [-np.log(Linear(0).probabilities()[range(40), y]).mean() for y in (labels, other)]
+    assert relabelled.fisher * losses[1] == pytest.approx(found.fisher * losses[0], rel=1e-12)
+    assert relabelled.slope * losses[1] != pytest.approx(found.slope * losses[0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("logits", "change", "labels", "message"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], [0], r"logits \(2,\), change \(2,\), labels \(1,\) do not fit"),
+        ([[1.0, 2.0]], [[1.0]], [0], r"logits \(1, 2\), change \(1, 1\)"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], [0, 1], r"labels \(2,\) do not fit"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], [[0]], r"labels \(1, 1\) do not fit"),
+        (np.empty((0, 2)), np.empty((0, 2)), [], r"logits \(0, 2\)"),
+        ([[1e3, 0.0]], [[1.0, 2.0]], [0], "zero-shot loss is 0.0, so no relative rise"),
+        ([[np.nan, 0.0]], [[1.0, 2.0]], [0], "zero-shot loss is nan"),
+    ],
+)
+def test_forgetting_prediction_refuses(logits, change, labels, message):
+    with pytest.raises(ValueError, match=message):
+        forgetting_prediction(logits, change, labels)
 
 
 def test_gain_is_a_fraction_of_the_reference():

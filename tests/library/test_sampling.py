@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
+from scipy.optimize import minimize_scalar
 
-from paintlib import PairObjective, Store, normaliser, sampling, solver
+from paintlib import PairObjective, Store, metrics, normaliser, sampling, solver
 from paintlib.normalisation import NORMALISATIONS
 from paintlib.objective import ImageScores
 
@@ -220,3 +221,249 @@ def test_fresh_evaluations_of_a_model_know_their_images(pair):
     assert sampling.standard_error(objective, solution).value > 0
     rows = sampling.contributions(objective, solution.alpha)
     assert all(len(row) == 30 for row in rows)
+
+
+# What the error is good for -----------------------------------------------------------------------
+
+
+def objective_of(at, kind="none"):
+    """Return the objective of images that cost `at(alpha)`, which can be evaluated anywhere."""
+
+    def evaluate(alpha, names):
+        rows = at(alpha)
+        return [ImageScores(rows[int(n)], np.ones(len(rows[int(n)]), bool)) for n in names]
+
+    return PairObjective.replay(None, "01", [4, 4], kind, evaluate=evaluate)
+
+
+class Pair:
+    """Two tasks whose images have log-losses that are parabolas of their own."""
+
+    def __init__(self, seed, images=100, low=0.0, width=1.0):
+        generator = np.random.default_rng(seed)
+        self.low, self.width, self.rows = low, width, []
+        for sign in (1, -2):  # patching spoils one task and repairs the other
+            level, slope = generator.uniform(-1.5, 0.3), sign * generator.uniform(0.3, 1.5)
+            middles = level, slope, generator.uniform(0.3, 1.5)
+            self.rows.append([generator.normal(m, s, images)
+                              for m, s in zip(middles, (0.8, 0.8, 0.4), strict=True)])  # fmt: skip
+
+    def at(self, alpha):
+        a = np.clip((alpha - self.low) / self.width, -0.5, 1.5)
+        return [np.exp(level + slope * a + bend * a * a) for level, slope, bend in self.rows]
+
+    def sum(self, alpha):
+        return sum(
+            row.mean() / base.mean() for row, base in zip(self.at(alpha), self.at(0.0), strict=True)
+        )
+
+    def minimum(self):
+        """Return alpha* of these images and the curvature there, by a dense scan."""
+        dense = np.linspace(0.0, 1.0, 201)
+        best = int(np.argmin([self.sum(a) for a in dense]))
+        if best in (0, 200):
+            return None
+        near, h = (dense[best - 1], dense[best + 1]), 1e-4
+        alpha = minimize_scalar(self.sum, bounds=near, method="bounded", options={"xatol": 1e-9}).x
+        return alpha, (self.sum(alpha + h) - 2 * self.sum(alpha) + self.sum(alpha - h)) / h**2
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.5])
+def test_tolerance_is_a_share_of_the_standard_error(build, share):
+    objective = build()
+    solution = solver.grid(objective)
+    error = sampling.standard_error(objective, solution).alpha
+    found = sampling.tolerance(objective, share)(solution.trace)
+    assert 1e-4 < found < 0.05
+    assert found == share * error
+    assert sampling.tolerance(objective)(solution.trace) == 0.1 * error
+
+
+@pytest.mark.parametrize(("spread", "share_of_width"), [(0.0, 1e-4), (4.0, 0.05)])
+@pytest.mark.parametrize(("low", "width"), [(0.0, 1.0), (2.0, 1.0), (-8.0, 4.0)])
+def test_tolerance_stays_between_its_limits(low, width, spread, share_of_width):
+    places = np.random.default_rng(0).normal(0.0, spread, 20)
+    middle = low + 0.4 * width
+    objective = objective_of(
+        lambda a: [0.1 + (a - middle - width * (places - places.mean())) ** 2, np.ones(9)]
+    )
+    solution = solver.grid(objective, (low, low + width), step=width / 20)
+    error = sampling.standard_error(objective, solution).alpha
+    assert not 1e-4 <= 0.1 * error / width <= 0.05
+    found = sampling.tolerance(objective)(solution.trace)
+    assert found == pytest.approx(share_of_width * width, rel=1e-12)
+
+
+@pytest.mark.parametrize(("low", "width"), [(0.0, 1.0), (2.0, 1.0), (-5.0, 8.0), (100.0, 0.125)])
+def test_tolerance_is_a_thousandth_of_the_width_while_the_error_is_unknown(low, width):
+    def at(alpha):
+        places = np.random.default_rng(0).normal(0.7, 0.1, 50)
+        return [1 + ((alpha - low) / width - places) ** 2] * 2
+
+    objective = objective_of(at)
+    tolerance = sampling.tolerance(objective)
+    assert tolerance([]) == 1e-3
+    trace = solver.grid(objective, (low, low + width), step=width / 8).trace
+    assert tolerance(trace) == 0.1 * sampling.standard_error(objective, trace).alpha
+    assert tolerance(trace[:1]) == 1e-3
+    assert tolerance([trace[0], trace[-1]]) == 1e-3 * width
+    assert tolerance(trace[:5]) == 1e-3 * width / 2  # the lowest of these is their end
+    assert sampling.tolerance(objective_of(at))(trace) == 1e-3 * width  # not evaluated there
+
+
+@pytest.mark.parametrize(("low", "width"), [(2.0, 1.0), (-5.0, 1.0), (3.0, 8.0)])
+def test_tolerance_moves_and_widens_with_the_bracket(low, width):
+    here, there = Pair(1), Pair(1, low=low, width=width)
+    found = []
+    for pair, bracket in ((here, (0.0, 1.0)), (there, (low, low + width))):
+        objective = objective_of(pair.at)
+        tolerance = sampling.tolerance(objective)
+        solution = solver.log_quintic(objective, bracket, xtol=tolerance)
+        shares = [(sample.alpha - bracket[0]) / pair.width for sample in solution.trace]
+        found.append((shares, tolerance(sorted(solution.trace)) / pair.width))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan, math.inf])
+def test_tolerance_refuses_what_is_no_share(build, share):
+    with pytest.raises(ValueError, match=r"share is .*; it is a fraction of the sampling error"):
+        sampling.tolerance(build(), share)
+    assert sampling.tolerance(build(), 1.0)([]) == 1e-3
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_search_within_its_tolerance_errs_by_less_than_a_share_of_the_sampling_error(share):
+    """On random pairs: off by less than tau, at an excess of less than F'' tau^2 / 2."""
+    checked, saved = 0, 0
+    for seed in range(60):
+        pair = Pair(seed)
+        if (place := pair.minimum()) is None or not 0.05 < place[0] < 0.95:
+            continue
+        alpha, curvature = place
+        objective = objective_of(pair.at, "zero_shot")
+        solution = solver.log_quintic(objective, xtol=sampling.tolerance(objective, share))
+        error = sampling.standard_error(objective, solution).alpha
+        tau = sampling.tolerance(objective, share)(sorted(solution.trace))
+        assert solution.status is solver.Status.CONVERGED
+        assert abs(solution.alpha - alpha) <= tau * 1.01
+        excess = pair.sum(solution.alpha) - pair.sum(alpha)
+        assert -1e-12 < excess <= curvature * tau**2 / 2 * 1.05 + 1e-12
+        if 1e-4 < tau < 0.05:
+            assert tau == share * error
+            assert excess <= share**2 * (curvature * error**2 / 2) * 1.05 + 1e-12
+        finer = solver.log_quintic(objective_of(pair.at, "zero_shot"), xtol=1e-3)
+        if tau >= 1e-3:
+            assert solution.evaluations <= finer.evaluations
+        checked, saved = checked + 1, saved + finer.evaluations - solution.evaluations
+    assert checked >= 30
+    assert saved > 0 or share < 0.1
+
+
+def test_images_needed_is_the_closed_form():
+    step, error = 0.05, 0.03
+    expected = 500 * 12 * error**2 / step**2
+    assert sampling.images_needed(error, 500, step / math.sqrt(12)) == round(expected) == 2160
+    assert sampling.images_needed(0.05, 100, 0.01 / math.sqrt(12)) == 30_000  # but for rounding
+    assert sampling.images_needed(0.02, 100, 0.02) == 100
+    assert sampling.images_needed(0.02, 100, 0.01) == 400
+    assert sampling.images_needed(0.01, 400, 0.02) == 100
+    assert sampling.images_needed(0.01, 1, 1.0) == 1  # never none
+
+
+def test_images_needed_are_enough_and_one_less_is_not():
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        error, wanted = generator.uniform(0.001, 0.1, 2)
+        images = int(generator.integers(1, 2000))
+        assert sampling.images_needed(error, images, error) == images  # rounding adds no image
+        needed = sampling.images_needed(error, images, wanted)
+        assert error * math.sqrt(images / needed) <= wanted * (1 + 1e-11)
+        assert needed == 1 or error * math.sqrt(images / (needed - 1)) > wanted
+        assert abs(sampling.images_needed(error, images, wanted / 2) - 4 * needed) <= 4
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["stderr", "images", "wanted"])
+def test_images_needed_refuses_what_is_not_positive(name, bad):
+    with pytest.raises(ValueError, match=f"{name} is {bad}; give a positive, finite number"):
+        sampling.images_needed(**{"stderr": 0.1, "images": 100, "wanted": 0.01, name: bad})
+
+
+def test_images_needed_give_the_error_that_was_wanted():
+    """Parabolas about places of known spread: alpha* is the mean of all places."""
+    generator = np.random.default_rng(0)
+
+    def spread(images):  # of alpha* over draws of as many images a task
+        centres = [generator.normal(place, 0.3, (3000, images)) for place in (0.3, 0.7)]
+        return float(np.mean(centres, axis=(0, 2)).std())
+
+    places = [generator.normal(place, 0.3, 100) for place in (0.3, 0.7)]
+    objective = objective_of(lambda a: [1 + (a - place) ** 2 for place in places])
+    error = sampling.standard_error(objective, solver.grid(objective)).alpha
+    exact = math.sqrt(sum(place.var() for place in places) / 100) / 2
+    assert error == pytest.approx(exact, rel=1e-9) == pytest.approx(0.3 / math.sqrt(200), rel=0.1)
+    assert (spread(200) / spread(100)) ** 2 == pytest.approx(1 / 2, rel=0.1)
+    for wanted in (0.01, 0.03):
+        needed = sampling.images_needed(0.3 / math.sqrt(200), 100, wanted)
+        assert spread(needed) == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("function", [lambda a: (a - 0.4) ** 2, lambda a: a, lambda a: -a, abs])
+def test_one_valley_has_no_second(function):
+    noise = np.random.default_rng(0).normal(size=30)
+    objective = objective_of(lambda a: [3 + function(a) + noise, 3 + noise])
+    solution = solver.grid(objective)
+    assert sampling.second_valley(objective, solution) == (0.0, 0.0)
+    for few in (solution.trace[:1], solution.trace[:2]):
+        assert sampling.second_valley(objective, few) == (0.0, 0.0)
+
+
+class Ridge:
+    """Valleys at 1/4 and 3/4 with a ridge of 0.1 between, and a noise that waves in each image."""
+
+    def __init__(self, images, depth=0.0):
+        generator = np.random.default_rng(4)
+        self.waves, self.depth = generator.normal(0.0, 0.3, (2, 2, images)), depth
+
+    def at(self, alpha):
+        turn, valleys = 2 * math.pi * alpha, 1 + 0.05 * math.cos(4 * math.pi * alpha)
+        tilt = (valleys - self.depth * alpha, 1.0)
+        return [level + a * math.cos(turn) + b * math.sin(turn)
+                for level, (a, b) in zip(tilt, self.waves, strict=True)]  # fmt: skip
+
+
+def test_second_valley_is_the_violation_and_its_error_that_of_a_difference():
+    objective = objective_of(Ridge(10_000, depth=0.02).at)
+    solution = solver.grid(objective)
+    height, error = sampling.second_valley(objective, solution)
+    values = [sample.value for sample in solution.trace]
+    assert height == pytest.approx(metrics.quasiconvexity_violation(values), rel=1e-9)
+    assert height == pytest.approx(0.095, abs=0.02)  # from the higher valley, the left one
+    assert (height, error) == sampling.difference(objective, 0.5, 0.25)
+    assert sampling.second_valley(objective, reversed(solution.trace)) == (height, error)
+    three = [sample for sample in solution.trace if sample.alpha in (0.25, 0.5, 0.75)]
+    assert sampling.second_valley(objective, three) == (height, error)
+
+
+@pytest.mark.parametrize(("images", "sure"), [(8, False), (4000, True)])
+def test_second_valley_is_told_from_noise_by_many_images(images, sure):
+    objective = objective_of(Ridge(images).at)
+    height, error = sampling.second_valley(objective, solver.grid(objective))
+    assert height > 0
+    assert (height > 1.96 * error) is sure
+
+
+def test_second_valley_of_another_objectives_samples_is_unknown():
+    ridge = Ridge(50)
+    samples = solver.grid(objective_of(ridge.at)).trace
+    objective = objective_of(ridge.at)
+    assert sampling.second_valley(objective, samples) is None
+    top = next(s for s in samples if s.alpha == 0.5)
+    objective(top.alpha)
+    assert sampling.second_valley(objective, samples) is None  # the valley beside is missing
+    before = list(objective.evaluated)
+    for sample in samples:
+        objective(sample.alpha)
+    assert sampling.second_valley(objective, samples)[0] > 0
+    assert before == [0.0, 0.5] and len(objective.evaluated) == 21

@@ -182,7 +182,7 @@ def test_quintic_is_what_the_equations_of_the_book_say(problem, bracket):
     grid_points = [bracket[0] + i / 20 for i in range(21)]
     middle = min(range(21), key=lambda i: total(grid_points[i]))
     left, right = grid_points[middle - 1], grid_points[middle + 1]
-    assert total(left) > total(grid_points[middle]) < total(right)  # (1.5)
+    assert total(left) > total(grid_points[middle]) < total(right)  # (1.5) eq-bracket
     side = -1 if total(grid_points[middle - 3]) <= total(grid_points[middle + 3]) else 1
     six = sorted(middle + i for i in (-2, -1, 0, 1, 2, 3 * side))
     x = np.array([(grid_points[i] - grid_points[middle]) * 20 for i in six])  # in steps
@@ -190,7 +190,7 @@ def test_quintic_is_what_the_equations_of_the_book_say(problem, bracket):
     slope, bend = np.poly1d(coefficients).deriv(), np.poly1d(coefficients).deriv(2)
     root = 0.0
     for _ in range(50):
-        root -= slope(root) / bend(root)  # (3.3)
+        root -= slope(root) / bend(root)  # (3.3) eq-root
     solution = quintic(Counted(PROBLEMS[problem], shift=bracket[0]), bracket)
     assert left < solution.fresh[-1].alpha < right
     assert solution.fresh[-1].alpha == pytest.approx(grid_points[middle] + root / 20, abs=1e-9)
@@ -439,6 +439,35 @@ def test_log_quintic_certifies_an_end_by_a_step_of_xtol():
     assert hidden.alpha == pytest.approx(0.004, abs=1e-3)
 
 
+@pytest.mark.parametrize("bracket", BRACKETS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_xtol_may_be_a_function_of_the_samples(problem, bracket):
+    function, seen = Counted(PROBLEMS[problem], shift=bracket[0]), []
+
+    def xtol(samples):
+        seen.append([sample.alpha for sample in samples])
+        return 1e-2 if len(samples) < 5 else 1e-3
+
+    assert log_quintic(function, bracket, xtol=lambda _: 1e-3) == log_quintic(function, bracket)
+    function.calls.clear()
+    solution = log_quintic(function, bracket, xtol=xtol)
+    assert solution.status is Status.CONVERGED
+    assert solution.alpha - bracket[0] == pytest.approx(truth(PROBLEMS[problem])[0], abs=1e-2)
+    assert seen[0] == [] and seen[-1] == sorted(function.calls)
+    assert all(alphas == sorted(alphas) for alphas in seen)
+    assert [len(alphas) for alphas in seen[1:]] == list(range(3, len(function.calls) + 1))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_wider_xtol_costs_no_more_and_stays_within_it(problem):
+    alpha, _ = truth(PROBLEMS[problem])
+    found = [log_quintic(PROBLEMS[problem], xtol=xtol) for xtol in (1e-4, 1e-3, 1e-2, 5e-2)]
+    counts = [solution.evaluations for solution in found]
+    assert counts == sorted(counts, reverse=True)
+    for solution, xtol in zip(found, (1e-4, 1e-3, 1e-2, 5e-2), strict=True):
+        assert abs(solution.alpha - alpha) <= xtol
+
+
 @pytest.mark.parametrize("edge", [0.2, 0.6, 0.95])
 def test_a_plateau_at_an_end_does_not_trap_log_quintic(edge):
     for function in (lambda a: 1.0 + (a > edge), lambda a: 1.0 + (a < 1 - edge)):
@@ -674,8 +703,12 @@ def test_a_bad_bracket_is_refused(name, bracket):
 @pytest.mark.parametrize("name", ["log_quintic", "brent", "golden"])
 @pytest.mark.parametrize("xtol", [0.0, -1e-3, math.nan, 2.0, 1e-12])
 def test_a_bad_xtol_is_refused(name, xtol):
-    with pytest.raises(ValueError, match=r"xtol is .*; give 1e-8 to 1 times the width, 1.0"):
+    message = r"xtol is .*; give 1e-8 to 1 times the width, 1.0"
+    with pytest.raises(ValueError, match=message):
         SOLVERS[name](lambda a: a, xtol=xtol)
+    if name == "log_quintic":
+        with pytest.raises(ValueError, match=message):
+            log_quintic(lambda a: a, xtol=lambda _: xtol)
 
 
 @pytest.mark.parametrize(
