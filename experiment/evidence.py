@@ -275,6 +275,7 @@ def headline(pairs: Sequence[report.Pair]) -> dict[str, float]:
     }  # fmt: skip
     lower = [report.test_sum(p, "quintic") < report.test_sum(p, "grid") for p in pairs]
     errors = [pair["sampling"]["stderr"]["log_quintic"] for pair in pairs]
+    known = [error[0] for error in errors if error and error[0]]
     numbers: dict[str, float] = {
         "pairs": len(pairs),
         "quasi-convex": int(frame["quasi-convex"].sum()),
@@ -289,7 +290,7 @@ def headline(pairs: Sequence[report.Pair]) -> dict[str, float]:
             np.mean([x["evaluations"] for x in found["log_quintic"]])
         ),
         "mean alpha": float(np.mean([x["alpha"] for x in found["quintic"]])),
-        "standard error of alpha": float(np.median([e[0] for e in errors if e and e[0]])),
+        "standard error of alpha": float(np.median(known)) if known else math.nan,
         "backward transfer": int(frame["transfers"].sum()),
         "correlation, CIFAR10": report.Correlation.of(
             cifar["similarity"], cifar["transfer"]

@@ -87,9 +87,12 @@ def _sign(
     if (file := _provenance(app)).is_file():
         run = json.loads(file.read_text(encoding="utf-8"))
         sentences.insert(0, f"Results of commit {run['commit'][:12]} on {run['device']}.")
-        step = pagename.replace("pairs/", "pair/").replace("results/", "page/")
+        folder, _, name = pagename.partition("/")
+        which, step = "notebook of this page", f"page/{name}"
+        if folder == "pairs":  # one step for the pairs of a patching task
+            which, step = "notebooks of this path's pairs", f"pair/{name.rpartition('-')[2]}"
         if seconds := run["seconds"].get(step):
-            sentences.insert(0, f"The notebook of this page took {seconds} s to run.")
+            sentences.insert(0, f"The {which} took {seconds} s to run.")
     context["theme_extra_footer"] += "<br>" + " ".join(sentences)
 
 

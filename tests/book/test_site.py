@@ -173,7 +173,8 @@ def test_pages_carry_notebook_licence_and_citation(soups):
             text = (page.parent / notebook).read_text(encoding="utf-8")
             assert json.loads(text)["nbformat"] == 4 and '"image/' not in text, page
             assert "The run behind" in soup.article.text, page
-            step = f"{'pair' if page.parent.name == 'pairs' else 'page'}/{page.stem}"
+            pair = page.parent.name == "pairs"
+            step = f"pair/{page.stem.rpartition('-')[2]}" if pair else f"page/{page.stem}"
             assert f"took {PROVENANCE['seconds'][step]} s to run" in footer.text, page
 
 
