@@ -87,6 +87,9 @@ def rows(spread):
 def test_numbers_are_the_ranges_over_the_seeds_of_the_reference():
     for shown in rows(evidence.spread("results/micro")):
         assert shown in README, shown
+    kept = evidence.read_kept("results/micro", "seeds").values()
+    alphas = [[p["solutions"]["quintic"]["alpha"] for p in seed["pairs"]] for seed in kept]
+    assert f"pair moves by up to {np.ptp(alphas, axis=0).max():.2f} and" in README
 
 
 def test_ranges_hold_the_reference(pairs):
