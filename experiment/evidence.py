@@ -56,6 +56,8 @@ def whose(folder: Path | str, kind: str = "evidence") -> str:
 
 def keep(run: Run) -> None:
     """Add to the committed results what this run says: as the reference, a seed or an ablation."""
+    if run.profile.name.partition("-")[0] != "micro":
+        raise ValueError(f"{run.name} is no run of micro; its evidence stays in {run.results}")
     kept = results.ROOT / REFERENCE
     if run.name == "micro":
         for kind in ("evidence", "samples"):

@@ -109,13 +109,14 @@ class Session:
 
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str) -> dict[str, TaskLoss]:
         """Return the loss of each task on one split as a function of the weights in `visual`."""
-        profile = self.run.profile
-        found = {}
-        for task in tasks:
-            batches = Batches(self.split(task, split), profile.batch_size, self.device)
-            logits = clip.classifier(visual, self.head(task), profile.pixels)
-            found[task] = TaskLoss(visual, batches, logits)
-        return found
+        return {task: self.loss(visual, task, self.split(task, split)) for task in tasks}
+
+    def loss(self, visual: nn.Module, task: str, images: Split) -> TaskLoss:
+        """Return the loss of a task on some images as a function of the weights in `visual`."""
+        batches = Batches(images, self.run.profile.batch_size, self.device)
+        return TaskLoss(
+            visual, batches, clip.classifier(visual, self.head(task), self.run.profile.pixels)
+        )
 
 
 def use_threads(count: int, device: torch.device) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiment import clip, results
+from experiment import results
 from experiment.pixels import Batches
 from experiment.profiles import ALPHAS
 from experiment.progress import bar
@@ -101,10 +101,7 @@ def _test(session: Session, visual: nn.Module, task: str, images: int) -> TaskLo
         from experiment.twins import drawing, micro
 
         split = micro.render(task, "test", images, **drawing.design(run, "WILD_SHARE"))
-    batches = Batches(split, run.profile.batch_size, session.device)
-    return TaskLoss(
-        visual, batches, clip.classifier(visual, session.head(task), run.profile.pixels)
-    )
+    return session.loss(visual, task, split)
 
 
 def _truth(store: Store, visual: nn.Module, path: WeightPath, tests: Losses,

@@ -7,7 +7,7 @@ at its minimum is the regret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,21 +81,21 @@ def study(pair: Sequence[Population], classes: Sequence[int], sizes: Sequence[in
     columns: dict[str, list[Any]] = {"stderr": [], "coverage": []}
     for size in sizes:
         rows = [_draw(pair, classes, size, seed) for seed in range(draws)]
-        errors = np.array([error for _, _, error in rows])
-        ours = np.array([alphas["log_quintic"] for alphas, *_ in rows])
+        errors = np.array([error for _, error in rows])
+        ours = np.array([alphas["log_quintic"] for alphas, _ in rows])
         sure = np.isfinite(errors)
         columns["stderr"].append(float(np.median(errors[sure])) if sure.any() else None)
         inside = np.abs(ours - best)[sure] <= 1.96 * errors[sure]
         columns["coverage"].append(float(inside.mean()) if sure.any() else None)
         for name in rows[0][0]:
-            regrets = whole(np.array([alphas[name] for alphas, *_ in rows])) / lowest - 1
+            regrets = whole(np.array([alphas[name] for alphas, _ in rows])) / lowest - 1
             columns.setdefault(name, []).append(float(regrets.mean()))
     return {"alpha": best, "value": lowest, "curvature": curvature,
             "images": [task.losses.shape[1] for task in pair], **columns}  # fmt: skip
 
 
 def _draw(pair: Sequence[Population], classes: Sequence[int], size: int, seed: int
-) -> tuple[dict[str, float], PairObjective, float]:  # fmt: skip
+) -> tuple[dict[str, float], float]:  # fmt: skip
     generator = np.random.default_rng([seed, size])
     chosen = [generator.integers(task.losses.shape[1], size=size) for task in pair]
     names = [str(i) for i in range(len(pair))]
@@ -108,9 +108,11 @@ def _draw(pair: Sequence[Population], classes: Sequence[int], size: int, seed: i
     grid = solver.grid(objective, step=0.05)
     ends = [grid.trace[0], grid.trace[-1]]
     ours = solver.log_quintic(objective, known=ends, xtol=sampling.tolerance(objective))
-    accuracy: Callable[[float], float] = lambda a: sum(s.accuracy for s in objective.score(a))  # noqa: E731
     alphas = {
-        "accuracy": max((sample.alpha for sample in grid.trace), key=accuracy),
+        "accuracy": max(
+            (sample.alpha for sample in grid.trace),
+            key=lambda alpha: sum(score.accuracy for score in objective.score(alpha)),
+        ),
         "coarse": coarse.alpha,
         "grid": grid.alpha,
         "quintic": solver.quintic(objective, known=grid.trace).alpha,
@@ -118,4 +120,4 @@ def _draw(pair: Sequence[Population], classes: Sequence[int], size: int, seed: i
         "log_quintic": ours.alpha,
     }
     error = sampling.standard_error(objective, ours)
-    return alphas, objective, error.alpha if error else float("nan")
+    return alphas, error.alpha if error else float("nan")

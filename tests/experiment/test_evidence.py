@@ -23,9 +23,6 @@ from paintlib.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "results/micro"
-kept_only = pytest.mark.skipif(
-    not (KEPT / "samples").is_dir(), reason="no evidence is kept yet: make evidence"
-)
 
 
 class Parabolas:
@@ -278,7 +275,6 @@ def stored(kind):
     }
 
 
-@kept_only
 def test_page_of_the_truth_shows_the_means_of_the_stored_samples():
     table = download("truth", "truth_table").set_index("images")
     files = stored("samples").values()
@@ -294,7 +290,6 @@ def test_page_of_the_truth_shows_the_means_of_the_stored_samples():
     assert table["quintic below grid 0.05"].tolist() == lower.tolist()
 
 
-@kept_only
 def test_page_of_the_truth_shows_the_formulas_of_the_stored_samples():
     table = download("truth", "truth_needed_pairs").set_index(["pair", "step"])
     for patching, file in stored("samples").items():
@@ -307,7 +302,6 @@ def test_page_of_the_truth_shows_the_formulas_of_the_stored_samples():
     assert {"panel", "series"} <= set(checks)
 
 
-@kept_only
 def test_page_of_forgetting_shows_predictions_and_outcomes_of_the_stored_files():
     table = download("forgetting", "forgetting_pairs").set_index(["supported", "patching", "at"])
     found = stored("evidence")

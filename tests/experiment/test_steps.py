@@ -242,6 +242,8 @@ def test_other_seeds_are_measured_on_their_own_test_images(tiny, tmp_path):
     step("measure")(run, "MNIST")
     found = results.read_json(run.evidence("MNIST"))
     assert found["truth"]["tasks"]["CIFAR10"]["images"] == 40 and "entropy" not in found
+    with pytest.raises(ValueError, match="smoke is no run of micro; its evidence stays in"):
+        evidence.keep(run)  # else it would stand among the committed ones
     kept = evidence.summary(run.results)
     assert evidence.headline(kept["pairs"]) == pytest.approx(
         evidence.headline(results.read_pairs(run.results)), rel=1e-5, abs=1e-6, nan_ok=True
