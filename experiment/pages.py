@@ -137,7 +137,7 @@ def reference(run: Run) -> None:
         shutil.copy(file, kept)
     where = [("results", f"../../results/{run.name}")]
     for source in sorted(Path("notebooks").glob("*.md")):  # these say whose evidence they show
-        if re.search("import .*evidence", source.read_text(encoding="utf-8")):
+        if re.search("^from experiment.evidence", source.read_text(encoding="utf-8"), re.M):
             page(run, source, book / "results" / f"{source.stem}.ipynb", parameters=where)
 
 

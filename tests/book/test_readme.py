@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from experiment import evidence, report, results
+from experiment import report, results
+from experiment.evidence import archive, headline
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +60,7 @@ def rows(spread):
     """Return the lines of README's table of results, and its sentences with numbers."""
 
     def span(name, form="{:.0f}"):
-        return evidence.span(spread, name, form)
+        return headline.span(spread, name, form)
 
     paper, paint = (
         " / ".join(span(f"{role} accuracy, {rule}", "{:.1f}") for role in ("supported", "patching"))
@@ -85,20 +86,20 @@ def rows(spread):
 
 
 def test_numbers_are_the_ranges_over_the_seeds_of_the_reference():
-    for shown in rows(evidence.spread("results/micro")):
+    for shown in rows(headline.spread("results/micro")):
         assert shown in README, shown
-    kept = evidence.read_kept("results/micro", "seeds").values()
+    kept = archive.read_kept("results/micro", "seeds").values()
     alphas = [[p["solutions"]["quintic"]["alpha"] for p in seed["pairs"]] for seed in kept]
     assert f"pair moves by up to {np.ptp(alphas, axis=0).max():.2f} and" in README
 
 
 def test_ranges_hold_the_reference(pairs):
     """Seed 0 is the reference, so what README says of seeds is true of it."""
-    spread = evidence.spread("results/micro")
-    for name, value in evidence.headline(pairs).items():
+    spread = headline.spread("results/micro")
+    for name, value in headline.of(pairs).items():
         low, high = spread.loc[name, ["lowest", "highest"]]
         assert low - 1e-6 <= value <= high + 1e-6, name
-    kept = evidence.read("results/micro")
+    kept = archive.read("results/micro")
     for pair in pairs:  # the evidence is of the same weights
         length = pair["metrics"]["length"]
         assert kept[pair["patching"]]["length"] == pytest.approx(length, rel=1e-6)

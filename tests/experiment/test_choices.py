@@ -5,8 +5,8 @@ import pytest
 from numpy.polynomial import Polynomial
 from scipy.interpolate import CubicSpline
 
-from experiment import choices
 from experiment.claims import EXCEPTIONS
+from experiment.evidence import choices
 from experiment.profiles import ALPHAS
 from experiment.results import read_pairs
 

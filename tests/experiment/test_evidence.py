@@ -14,9 +14,9 @@ import pytest
 import torch
 from scipy import stats
 
-from experiment import evidence, report, results
+from experiment import report, results
+from experiment.evidence import archive, forgetting, measuring, regrets, resampling
 from experiment.profiles import ALPHAS
-from experiment.steps import measuring, resampling
 from paintlib import WeightPath, sampling, solver
 from paintlib.objective import ImageScores
 from paintlib.store import Store
@@ -132,34 +132,32 @@ def test_samples_are_read_with_the_formula_beside_the_regrets(tmp_path):
     told = {"sizes": [50, 500], "draws": 7, "pairs": {"A": inside, "B": end}}
     results.write_json(tmp_path / "samples" / "P.json", told)
     results.write_json(tmp_path / "run.json", {})
-    frame = evidence.read_samples(tmp_path).set_index(["supported", "images"])
+    frame = regrets.read(tmp_path).set_index(["supported", "images"])
     assert frame.loc[("A", 50), "cost of images"] == pytest.approx(8 / 2 * 0.1**2 / 2)
     assert frame.loc[("A", 500), ["grid", "coverage", "fresh images"]].tolist() == [0.01, 0.95, 300]
     assert frame.loc["B", ["curvature", "stderr", "cost of images"]].isna().all(axis=None)
-    assert evidence.find(tmp_path, "samples") == tmp_path and not evidence.whose(
-        tmp_path, "samples"
-    )
-    assert evidence.find(tmp_path, "evidence").samefile(KEPT)  # this run has none
-    assert "reference" in evidence.whose(tmp_path, "evidence")
+    assert archive.find(tmp_path, "samples") == tmp_path and not archive.whose(tmp_path, "samples")
+    assert archive.find(tmp_path, "evidence").samefile(KEPT)  # this run has none
+    assert "reference" in archive.whose(tmp_path, "evidence")
 
 
 def test_pays_from_where_the_other_regret_is_twice_as_large():
     n = np.array([50, 100, 200, 500, 1000, 2000, 5000])
     exact = 3.0 / n
-    assert evidence.pays_from(n, exact, exact + 3.0 / 730) == pytest.approx(730, rel=0.03)
-    assert evidence.pays_from(n, exact, exact * (n / 300)) == pytest.approx(600)
-    assert evidence.pays_from(n, exact, 2 * exact) == pytest.approx(50)
-    assert evidence.pays_from(n, exact, 1.9 * exact) == math.inf
+    assert regrets.pays_from(n, exact, exact + 3.0 / 730) == pytest.approx(730, rel=0.03)
+    assert regrets.pays_from(n, exact, exact * (n / 300)) == pytest.approx(600)
+    assert regrets.pays_from(n, exact, 2 * exact) == pytest.approx(50)
+    assert regrets.pays_from(n, exact, 1.9 * exact) == math.inf
     noisy = exact * np.array([3, 1, 1, 3, 1, 1, 4])  # what counts is from where on it always pays
-    assert evidence.pays_from(n, exact, noisy) == pytest.approx(2000 * 2.5**0.5)
+    assert regrets.pays_from(n, exact, noisy) == pytest.approx(2000 * 2.5**0.5)
 
 
 def test_rank_correlation_is_that_of_scipy_ties_and_rows_included():
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 6, (7, 9)), generator.normal(size=(7, 9))
     expected = [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
-    assert evidence.rank_correlation(x, y) == pytest.approx(expected)
-    assert np.isnan(evidence.rank_correlation([1, 1, 1], [1, 2, 3]))
+    assert forgetting.rank_correlation(x, y) == pytest.approx(expected)
+    assert np.isnan(forgetting.rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
 def forgotten(supported=4, patching=9, seed=0, noise=0.0):
@@ -170,7 +168,7 @@ def forgotten(supported=4, patching=9, seed=0, noise=0.0):
             rise = generator.normal() + s + p / 3
             rows.append({
                 "supported": f"s{s}", "patching": f"p{p}", "at": "1", "alpha": 1.0, "outcome": rise,
-                **{name: generator.normal() for name in evidence.PREDICTORS if name != "alpha"},
+                **{name: generator.normal() for name in forgetting.PREDICTORS if name != "alpha"},
                 "slope + Fisher": math.exp(rise + noise * generator.normal()),
                 "path length": float(p),
             })  # fmt: skip
@@ -179,13 +177,13 @@ def forgotten(supported=4, patching=9, seed=0, noise=0.0):
 
 def test_rank_correlations_know_a_perfect_predictor_and_a_useless_one():
     frame = forgotten()
-    found = evidence.rank_correlations(frame, draws=300).set_index("predictor")
+    found = forgetting.rank_correlations(frame, draws=300).set_index("predictor")
     assert "alpha" not in found.index  # the same for all
     best = found.loc["slope + Fisher"]
     assert best.drop(["at", "lead, low", "lead, high"]).to_numpy(float) == pytest.approx(1.0)
     useless = found.loc["slope"]
     assert useless["low"] < 0 < useless["high"] and useless["lead, low"] > 0
-    every = [evidence.rank_correlation(frame["path length"], frame["outcome"])]
+    every = [forgetting.rank_correlation(frame["path length"], frame["outcome"])]
     assert found.loc["path length", "pooled"] == pytest.approx(every[0])
     left = [frame[frame["patching"] != p] for p in frame["patching"].unique()]
     rest = [stats.spearmanr(part["path length"], part["outcome"]).statistic for part in left]
@@ -194,12 +192,13 @@ def test_rank_correlations_know_a_perfect_predictor_and_a_useless_one():
     own = [stats.spearmanr(part["path length"], part["outcome"]).statistic
            for _, part in frame.groupby("supported")]  # fmt: skip
     assert found.loc["path length", "within"] == pytest.approx(np.mean(own))
-    assert evidence.rank_correlations(frame, draws=0)["low"].isna().all()
+    assert forgetting.rank_correlations(frame, draws=0)["low"].isna().all()
 
 
 def test_interval_is_that_of_drawing_tasks_and_not_pairs():
     frame, draws = forgotten(noise=1.0), 1000
-    found = evidence.rank_correlations(frame, draws=draws).set_index("predictor").loc["path length"]
+    ranked = forgetting.rank_correlations(frame, draws=draws).set_index("predictor")
+    found = ranked.loc["path length"]
     table = {
         k: frame.pivot(index="supported", columns="patching", values=k)
         for k in ("path length", "outcome")
@@ -223,7 +222,7 @@ def test_calibration_is_the_median_ratio_of_what_rose():
         "at": "1", "alpha": 1.0, "outcome": [0.01, 0.1, 0.2, 0.4, -0.1],
         "slope + Fisher": [0.5, 0.1, 0.1, 0.1, -0.2], "error": 0.06,
     })  # fmt: skip
-    (row,) = evidence.calibration(frame).to_dict("records")
+    (row,) = forgetting.calibration(frame).to_dict("records")
     assert (row["rose"], row["pairs"], row["same sign"], row["within"]) == (3, 5, 5, 3)
     assert [row["ratio, low"], row["ratio"], row["ratio, high"]] == pytest.approx([0.25, 0.5, 1.0])
     assert (row["observed"], row["predicted"]) == (0.1, 0.1)
@@ -231,7 +230,7 @@ def test_calibration_is_the_median_ratio_of_what_rose():
 
 def test_objective_between_the_samples_is_stored_at_them_and_smooth_between():
     pair = results.read_pair(KEPT / "pairs/CIFAR10-GTSRB.json")
-    objective = evidence.between(KEPT, "CIFAR10", "GTSRB")
+    objective = regrets.between(KEPT, "CIFAR10", "GTSRB")
     for alpha, _, parts in pair["solutions"]["grid"]["trace"]:
         assert objective(alpha) == pytest.approx(parts, rel=1e-9)
     for alpha, value, _ in pair["solutions"]["quintic"]["trace"]:
@@ -249,7 +248,7 @@ def test_slope_error_is_that_of_the_images_slopes(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     pair = {"supported": "S", "patching": "P", "curves": {"alphas": list(ALPHAS)}}
     expected = (2 * drawn.scales[0] * drawn.places[0]).std() / drawn.images**0.5
-    assert evidence.slope_error(tmp_path, pair) == pytest.approx(expected, rel=1e-6)
+    assert forgetting.slope_error(tmp_path, pair) == pytest.approx(expected, rel=1e-6)
 
 
 # --- the pages, from the stored files ---
@@ -333,5 +332,5 @@ def test_page_of_figure_2_shows_the_transfers_of_the_stored_files():
         assert row["at α*"] == pytest.approx(
             loss[0] * (1 - parts[0]) / (alpha * length), rel=0.01, abs=1e-5
         )
-        assert row["error"] == pytest.approx(evidence.slope_error(KEPT, pair) / length, rel=1e-6)
+        assert row["error"] == pytest.approx(forgetting.slope_error(KEPT, pair) / length, rel=1e-6)
     assert report.ROLES == ("supported", "patching")

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import clip, evidence, gallery, replay, results, weights
+from experiment import clip, gallery, replay, results, weights
 from experiment.__main__ import find as step
 from experiment.__main__ import main
+from experiment.evidence import archive, headline
 from experiment.profiles import ALPHAS, PROFILES
 from experiment.run import Run
 from experiment.session import Session
@@ -243,10 +244,10 @@ def test_other_seeds_are_measured_on_their_own_test_images(tiny, tmp_path):
     found = results.read_json(run.evidence("MNIST"))
     assert found["truth"]["tasks"]["CIFAR10"]["images"] == 40 and "entropy" not in found
     with pytest.raises(ValueError, match="smoke is no run of micro; its evidence stays in"):
-        evidence.keep(run)  # else it would stand among the committed ones
-    kept = evidence.summary(run.results)
-    assert evidence.headline(kept["pairs"]) == pytest.approx(
-        evidence.headline(results.read_pairs(run.results)), rel=1e-5, abs=1e-6, nan_ok=True
+        archive.keep(run)  # else it would stand among the committed ones
+    kept = archive.summary(run.results)
+    assert headline.of(kept["pairs"]) == pytest.approx(
+        headline.of(results.read_pairs(run.results)), rel=1e-5, abs=1e-6, nan_ok=True
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiment import report
 from experiment.claims import EXCEPTIONS, TIE
-from experiment.evidence import Truth
+from experiment.evidence.rules import Truth
 from paintlib import solver
 from paintlib.fits import POINTS, log_spline
 from paintlib.normalisation import NORMALISATIONS, normaliser

@@ -1,0 +1,79 @@
+"""The numbers that the project quotes of a run, and their range over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiment import claims, report
+from experiment.evidence import archive, rules
+
+
+def of(pairs: Sequence[report.Pair]) -> dict[str, float]:
+    """Return the numbers that the project quotes of a run, by name; shares are in per cent."""
+    frame = claims.per_pair(pairs)
+    cifar = frame[frame["supported"] == "CIFAR10"]
+    found = {name: [pair["solutions"][name] for pair in pairs] for name in report.SOLVERS}
+    tests = {
+        (at, role): 100 * float(np.mean([pair["test"][at][role]["accuracy"] for pair in pairs]))
+        for at in ("zero_shot", "quintic", "fine_tuned") for role in report.ROLES
+    }  # fmt: skip
+    lower = [report.test_sum(p, "quintic") < report.test_sum(p, "grid") for p in pairs]
+    errors = [pair["sampling"]["stderr"]["log_quintic"] for pair in pairs]
+    known = [error[0] for error in errors if error and error[0]]
+    numbers: dict[str, float] = {
+        "pairs": len(pairs),
+        "quasi-convex": int(frame["quasi-convex"].sum()),
+        "quintic lower": int(frame["lower"].sum()),
+        "quintic's root alone above": int(frame["root above"].sum()),
+        "quintic lower on test images": int(np.sum(lower)),
+        "beyond sampling error": int(frame["beyond error"].sum()),
+        "largest gain": float(frame["gain %"].max()),
+        "median gain": float(frame["gain %"].median()),
+        "largest gain, log-quintic": float(frame["log-quintic gain %"].max()),
+        "evaluations, log-quintic": float(
+            np.mean([x["evaluations"] for x in found["log_quintic"]])
+        ),
+        "mean alpha": float(np.mean([x["alpha"] for x in found["quintic"]])),
+        "standard error of alpha": float(np.median(known)) if known else math.nan,
+        "backward transfer": int(frame["transfers"].sum()),
+        "correlation, CIFAR10": report.Correlation.of(
+            cifar["similarity"], cifar["transfer"]
+        ).pearson,
+    }
+    words = {"zero_shot": "zero-shot", "quintic": "at alpha*", "fine_tuned": "fine-tuned"}
+    numbers |= {f"{role} accuracy, {words[at]}": x for (at, role), x in tests.items()}
+    return numbers
+
+
+def spread(folder: Path | str) -> pd.DataFrame:
+    """Return the headline numbers over the seeds: a row each, its range, a column for each seed."""
+    columns = {
+        seed: of(kept["pairs"]) | rules.means(kept["pairs"], kept["evidence"])
+        for seed, kept in archive.read_kept(folder, "seeds").items()
+    }
+    frame = pd.DataFrame(columns)
+    ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
+    return pd.concat([ends, frame], axis=1)
+
+
+def no_spread(names: Iterable[str]) -> pd.DataFrame:
+    """Return the ranges where no seed was kept: none is known."""
+    return pd.DataFrame(np.nan, index=[*names], columns=["lowest", "highest"])
+
+
+def outside(row: Mapping[str, float]) -> bool:
+    """Return whether "this run" is farther from the seeds' range than half the range's width."""
+    low, value, high = row["lowest"], row["this run"], row["highest"]
+    margin = (high - low) / 2
+    return bool(value < low - margin or value > high + margin)  # false where nothing is known
+
+
+def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
+    """Return the range of a headline number over the seeds for print: "35 to 36", or "36"."""
+    ends = [form.format(frame.loc[name, end]) for end in ("lowest", "highest")]
+    return " to ".join(dict.fromkeys(ends))

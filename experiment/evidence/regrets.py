@@ -1,0 +1,77 @@
+"""What an alpha chosen on few images costs on all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.interpolate import CubicSpline
+
+from experiment import results
+from experiment.profiles import ALPHAS
+from paintlib.objective import ImageScores, PairObjective
+from paintlib.store import Store
+
+
+def read(folder: Path | str) -> pd.DataFrame:
+    """Return what n images can tell, one row for each pair and n: `images` of each task.
+
+    A column for each search has its mean regret on all images, a fraction of the lowest sum.
+    "curvature" is F''(alpha*)/F(alpha*), NaN where alpha* is an end; "cost of images" is half of
+    it times the squared standard error: the regret that section 3.6 expects of an exact search.
+    """
+    rows = []
+    for file in sorted((results.find(folder) / "samples").glob("*.json")):
+        told = results.read_json(file)
+        for supported, found in told["pairs"].items():
+            known = dict(found)
+            alpha, value, bend = (known.pop(key) for key in ("alpha", "value", "curvature"))
+            first = {
+                "supported": supported, "patching": file.stem, "draws": told["draws"],
+                "fresh images": min(known.pop("images")), "alpha": alpha,
+                "curvature": bend / value if 0 < alpha < 1 else math.nan,
+            }  # fmt: skip
+            for i, size in enumerate(told["sizes"]):
+                rows.append(first | {"images": size} | {key: row[i] for key, row in known.items()})
+    frame = pd.DataFrame(rows).astype({"stderr": float, "coverage": float})
+    frame["cost of images"] = frame["curvature"] * frame["stderr"] ** 2 / 2
+    return frame
+
+
+def pays_from(images: ArrayLike, exact: ArrayLike, other: ArrayLike) -> float:
+    """Return from how many images on the regret of `other` is at least twice that of `exact`.
+
+    Between the sizes, which ascend, the logarithms follow straight lines. The first size where it
+    is so everywhere, infinite where it is not so at the last.
+    """
+    n, ours, theirs = (np.log(np.asarray(row, float)) for row in (images, exact, other))
+    above = theirs - ours - math.log(2)
+    short = np.flatnonzero(above < -1e-12)
+    if not len(short):
+        return float(np.exp(n[0]))
+    i = int(short[-1])
+    if i == len(n) - 1:
+        return math.inf
+    return float(np.exp(n[i] - above[i] * (n[i + 1] - n[i]) / (above[i + 1] - above[i])))
+
+
+def between(folder: Path | str, supported: str, patching: str) -> PairObjective:
+    """Return a pair's objective at any alpha: between the grid's, each image follows a spline."""
+    folder = results.find(folder)
+    told = results.read_json(folder / "run.json")["tasks"]
+    store = Store(folder / "evaluations" / f"{patching}.npz", writable=False)
+    curves, names = {}, (supported, patching)
+    for name in names:
+        rows = [row for alpha in ALPHAS if (row := store.get(alpha, name))]
+        curves[name] = CubicSpline(ALPHAS, np.stack([row.losses for row in rows]))
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        rows = [np.asarray(curves[name](alpha)) for name in missing]
+        return [ImageScores(row, np.zeros(len(row), bool)) for row in rows]  # hits are not asked
+
+    classes = [int(told[name]["classes"]) for name in names]
+    return PairObjective.replay(None, names, classes, evaluate=evaluate)
