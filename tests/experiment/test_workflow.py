@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import pytest
@@ -38,17 +39,44 @@ def plan(folder: Path, *changed: str) -> set[str]:
     return set(re.findall(r"^(?:local)?rule (\w+):", done.stdout, flags=re.M)) - {"book"}
 
 
+class Project(NamedTuple):
+    folder: Path
+    output: str  # of the run that ended
+    refused: str  # of another one meanwhile
+    kept: dict[Path, int]  # what the killed run had finished, and when
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project without anything that was run, built once in the smoke profile."""
+    """A copy of the project, built once in the smoke profile: killed half-way, and called again."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
-    done = book(folder)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return folder, done.stdout
+    run = subprocess.Popen(
+        ["make", "book", "PROFILE=smoke"], cwd=folder, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (done := list((folder / A / "fine_tuned").glob("*.safetensors"))):
+        assert run.poll() is None
+        time.sleep(0.1)
+    second = book(folder)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert second.returncode != 0
+    done += [folder / A / "zero_shot.safetensors", *(folder / A / "tasks").iterdir()]
+    kept = {file: file.stat().st_mtime_ns for file in done}
+    third = book(folder)
+    assert third.returncode == 0, third.stdout[-4000:]
+    return Project(folder, third.stdout, second.stdout, kept)
+
+
+def test_killed_run_goes_on_and_a_second_run_is_refused(project):
+    assert re.search(r"another run \(process \d+\) is going on in", project.refused)
+    assert len(project.kept) > 5
+    for file, time_ns in project.kept.items():
+        assert file.stat().st_mtime_ns == time_ns, f"{file} was made again"
 
 
 def test_run_shows_progress_prints_its_book_and_leaves_the_clone_clean(project):
-    folder, output = project
+    folder, output = project.folder, project.output
     total = int(re.search(r"(\d+) of \1 steps \(100%\) done", output)[1])
     assert total > 20 and f"1 of {total} steps" in output
     index = Path(re.search(r"the book is at (\S+)", output)[1])
@@ -57,7 +85,7 @@ def test_run_shows_progress_prints_its_book_and_leaves_the_clone_clean(project):
 
 
 def test_results_follow_the_schema_and_the_solvers_keep_their_promise(project):
-    pairs = results.read_pairs(project[0] / A / "results/smoke")
+    pairs = results.read_pairs(project.folder / A / "results/smoke")
     assert len(pairs) == 4
     for pair in pairs:
         grid, quintic, ours = (pair["solutions"][k] for k in ("grid", "quintic", "log_quintic"))
@@ -67,19 +95,19 @@ def test_results_follow_the_schema_and_the_solvers_keep_their_promise(project):
 
 
 def test_one_file_holds_what_changes_from_run_to_run(project):
-    said = results.read_json(project[0] / A / "results/smoke/provenance.json")
-    assert said["commit"] == git(project[0], "rev-parse", "--short=10", "HEAD").strip()
+    said = results.read_json(project.folder / A / "results/smoke/provenance.json")
+    assert said["commit"] == git(project.folder, "rev-parse", "--short=10", "HEAD").strip()
     assert said["versions"].keys() >= {"python", "torch", "open_clip_torch"} and said["device"]
     assert {"pretrain", "solve/SVHN", "pair/MNIST", "page/claims"} <= said["seconds"].keys()
 
 
 def test_pages_carry_the_names_of_their_pairs(project):
-    page = project[0] / A / "book/_build/html/pairs/CIFAR10-SVHN.html"
+    page = project.folder / A / "book/_build/html/pairs/CIFAR10-SVHN.html"
     assert "<h1>µCIFAR10 + µSVHN" in page.read_text(encoding="utf-8")
 
 
 def test_steps_run_again_when_what_they_read_has_changed_and_only_then(project):
-    folder, _ = project
+    folder = project.folder
     assert plan(folder) == set()
     pages = {"summary", "provenance", "site"}
     assert plan(folder, "notebooks/table1.md") == pages
@@ -93,8 +121,11 @@ def test_steps_run_again_when_what_they_read_has_changed_and_only_then(project):
     assert plan(folder, "experiment/twins/canvas.py") >= {"render", "caption", "pretrain", "solve"}
 
 
-def test_failing_notebook_fails_the_build_and_keeps_its_traceback(project):
-    folder, _ = project
+def test_failing_notebook_fails_the_build_and_pages_are_byte_stable(project):
+    folder = project.folder
+    page = folder / A / "book/pairs/CIFAR10-MNIST.ipynb"
+    before = page.read_bytes()
+    assert nbformat.reads(before.decode(), as_version=4).cells[0].source.startswith("# µCIFAR10")
     source, cell = folder / "notebooks/figure1.md", "raise KeyError('on purpose')"
     text = source.read_text(encoding="utf-8")
     source.write_text(f"{text}\n```{{code-cell}} ipython3\n{cell}\n```\n", encoding="utf-8")
@@ -105,11 +136,14 @@ def test_failing_notebook_fails_the_build_and_keeps_its_traceback(project):
     assert "on purpose" in report.read_text(encoding="utf-8")
     assert "failed/figure1.txt" in done.stdout
     assert not (folder / A / "book/results/figure1.ipynb").exists()
+    page.unlink()
     assert book(folder).returncode == 0  # goes on where it stopped
+    assert page.read_bytes() == before
+    assert git(folder, "status", "--porcelain") == ""
 
 
 def test_damaged_weights_are_named_and_nothing_is_read_half(project):
-    folder, _ = project
+    folder = project.folder
     weights = folder / A / "fine_tuned/SVHN.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -120,34 +154,3 @@ def test_damaged_weights_are_named_and_nothing_is_read_half(project):
     weights.write_bytes(whole)
     assert done.returncode == 1
     assert re.search(r"SVHN\.safetensors cannot be read .* delete it and run", done.stderr)
-
-
-def test_pages_are_byte_stable(project):
-    folder, _ = project
-    page = folder / A / "book/pairs/CIFAR10-MNIST.ipynb"
-    before = page.read_bytes()
-    assert nbformat.reads(before.decode(), as_version=4).cells[0].source.startswith("# µCIFAR10")
-    page.unlink()
-    assert book(folder).returncode == 0
-    assert page.read_bytes() == before
-
-
-def test_killed_run_goes_on_and_a_second_run_is_refused(project):
-    folder, _ = project
-    for page in (folder / A / "book/results").glob("*.ipynb"):
-        page.unlink()
-    run = subprocess.Popen(
-        ["make", "book", "PROFILE=smoke"], cwd=folder, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not list((folder / A / "book/results").glob("*.ipynb")):
-        assert run.poll() is None
-        time.sleep(0.1)
-    second = book(folder)
-    assert second.returncode != 0
-    assert re.search(r"another run \(process \d+\) is going on in", second.stdout), second.stdout
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    done = book(folder)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert git(folder, "status", "--porcelain") == ""
