@@ -97,7 +97,8 @@ def by_pair(folder: Path | str) -> pd.DataFrame:
 
 def means(pairs: Sequence[report.Pair], evidence: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean test accuracies of PAINT's rule and of the paper's, in per cent."""
-    found: dict[str, list[Floats]] = {"accuracy, grid 0.05": [], "loss, quintic": []}
+    names = {"accuracy, grid 0.05": "PAINT's rule", "loss, quintic": "the loss rule"}
+    found: dict[str, list[Floats]] = {rule: [] for rule in names}
     for pair in pairs:
         truth = Truth.of(evidence[pair["patching"]], pair["supported"], pair["patching"])
         for rule, alpha, _ in _choices(pair, [], {}):
@@ -107,7 +108,7 @@ def means(pairs: Sequence[report.Pair], evidence: Mapping[str, Any]) -> dict[str
     for rule, rows in found.items():
         supported, patching = np.mean(rows, 0)
         both = {"supported": supported, "patching": patching, "mean": (supported + patching) / 2}
-        means |= {f"{name} accuracy, {rule}": float(value) for name, value in both.items()}
+        means |= {f"{name} accuracy, {names[rule]}": float(value) for name, value in both.items()}
     return means
 
 

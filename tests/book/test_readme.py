@@ -64,7 +64,7 @@ def rows(spread):
 
     paper, paint = (
         " / ".join(span(f"{role} accuracy, {rule}", "{:.1f}") for role in ("supported", "patching"))
-        for rule in ("loss, quintic", "accuracy, grid 0.05")
+        for rule in ("the loss rule", "PAINT's rule")
     )
     return [
         f"| `micro`, {len(spread.columns) - 2} seeds |\n",
