@@ -7,7 +7,6 @@ was fine-tuned from it, needs an architecture whose name ends in "-quickgelu".
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import re
 import warnings
@@ -54,17 +53,11 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
     """
     import open_clip  # takes seconds to import
 
-    names = open_clip.list_models()
-    if name not in names:
-        close = ", ".join(difflib.get_close_matches(name, names, 5, 0))
-        raise ValueError(f"unknown architecture {name!r}; closest: {close}")
-    config = open_clip.get_model_config(name)
+    config = open_clip.get_model_config(name) or {"_model_name": name}
     own = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
     if not config.keys() <= own or "_model_name" in str(config):
-        raise ValueError(
-            f"{name!r} takes a tower from another library; "
-            "use a CLIP of open_clip's own, such as 'ViT-B-32-quickgelu'"
-        )
+        what = "with both towers of open_clip's own, such as 'ViT-B-32-quickgelu'"
+        raise ValueError(f"{name!r} is no architecture {what}")
     if weights == "random":
         return open_clip.CLIP(**config).eval()
     path, tag = Path(weights), open_clip.get_pretrained_cfg(name, weights)
@@ -83,9 +76,8 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         what = f"the weights {weights!r} of {name}"
         path = _downloaded(lambda: open_clip.download_pretrained(tag), what, remedy)
     elif not path.is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        close = ", ".join(difflib.get_close_matches(weights, tags, 5, 0))
-        raise ValueError(f"weights {weights!r} are no file, and no tag of {name}; closest: {close}")
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise ValueError(f"weights {weights!r} are no file, and no tag of {name}: {tags}")
     _, state = _below("visual.conv1.weight", _read(path), path, _WHOLE)
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(_conform(state, model.state_dict(), path, f"is it {name}? {_WHOLE}"))
@@ -135,11 +127,10 @@ def local_checkpoint(folder: Path, task: str) -> Path:
     for path in (folder / f"{task}.safetensors", folder / f"{task}.pt"):
         if path.is_file():
             return path
-    found = sorted(entry.name for entry in folder.glob("*"))
+    found = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:20]) or "nothing"
     raise ValueError(
-        f"{folder} {'' if folder.is_dir() else 'is not a folder, and '}holds neither "
-        f"{task}.safetensors nor {task}.pt but {len(found)} entries: "
-        f"{', '.join(found[:20]) or 'none'}; it should hold either for each of {_TASKS}"
+        f"{folder} holds neither {task}.safetensors nor {task}.pt but {found}; "
+        f"it should hold either for each of {_TASKS}"
     )
 
 

@@ -56,16 +56,10 @@ def check(run: Run, data: Path = DATA) -> None:
             f"{lines}\n`.venv/bin/python -m experiment data --data {data}` says how to get each; "
             "TASKS=A,B,... runs only some"
         )
-    problems = ""
-    for task in run.profile.patching if run.source == "given" else ():
-        try:
-            checkpoints.local_checkpoint(Path(run.finetuned), task)
-        except ValueError as error:
-            problems += f"\n  {task}: {error}"
-    if problems:
+    if lost := [t for t in run.profile.patching if run.source == "given" and not run.given(t)]:
         raise ValueError(
             f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
-            f"fine-tuned weights:{problems}"
+            f"fine-tuned weights: TASK.safetensors and TASK.pt are missing for {', '.join(lost)}"
         )
     for task in run.profile.tasks:
         if not run.source_of(task).exists():
