@@ -61,7 +61,8 @@ class Solution:
     """The best point a solver has seen, and why it stopped.
 
     Attributes:
-        alpha, value: position of the smallest value seen, and the sum of the parts there.
+        alpha: position of the smallest value seen.
+        value: sum of the parts there.
         bracket: smallest interval between samples that holds a quasi-convex minimum.
         trace: all samples the answer rests on: known ones by alpha, then fresh ones as they came.
         evaluations: number of fresh ones, the price of this answer.

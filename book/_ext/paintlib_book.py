@@ -3,7 +3,7 @@
 Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
 to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
-holds. What no page loads is left out of the site.
+holds. A name of the library in the text links to its docstring. What no page loads is left out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.connect("doctree-resolved", _link_figures)
+    app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _gather_code)
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
@@ -57,6 +58,26 @@ def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         name = f"{posixpath.basename(docname)}-{number}.svg"
         link = f'<p class="svg-link"><a href="{href}" download="{name}">SVG</a></p>'
         image.parent.insert(image.parent.index(image) + 1, nodes.raw("", link, format="html"))
+
+
+def _link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Link `paintlib.solver.quintic` and the like, where the text names them, to the API."""
+    known = app.env.domaindata["py"]["objects"]
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removesuffix("()")
+        own = name.removeprefix("paintlib.")
+        if own == name or isinstance(literal.parent, nodes.reference):
+            continue
+        while own and not (found := [n for n in known if n == name or n.endswith(f".{own}")]):
+            own = own.rpartition(".")[0]  # an argument is told where its function is
+        if not own or len(found) != 1:
+            continue
+        place = known[found[0]]
+        folder = posixpath.dirname(docname) or "."
+        href = f"{posixpath.relpath(place.docname, folder)}.html#{place.node_id}"
+        link = nodes.reference("", "", internal=True, refuri=href, classes=["api"])
+        literal.replace_self(link)
+        link += literal
 
 
 def _gather_code(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
