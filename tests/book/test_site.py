@@ -26,9 +26,10 @@ CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element
 
 
 def pages_of(site: Path) -> list[Path]:
-    """Return all pages but most of the pairs."""
+    """Return all pages but most of the pairs and of the library's source."""
     pages = (page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts)
-    return [page for page in pages if page.parent.name != "pairs" or page.stem in PAIRS]
+    some = {"pairs": PAIRS, "paintlib": ("solver",), "_modules": ()}
+    return [page for page in pages if page.stem in some.get(page.parent.name, (page.stem,))]
 
 
 def faults(browser, files: Iterable[Path]) -> dict[Path, list[str]]:
@@ -183,6 +184,26 @@ def test_status_holds_what_the_run_recorded(soups):
     assert f"{sum(PROVENANCE['seconds'].values()):.1f}" in text
     for name, version in PROVENANCE["versions"].items():
         assert name in text and version in text
+
+
+def test_names_of_the_library_lead_to_its_docstrings_and_these_to_its_source(soups):
+    """That no link is broken, another test sees."""
+    named = 0
+    for file, soup in soups.items():
+        for code in soup.select("article :is(p, li, td) code.literal"):
+            name = code.text.removesuffix("()")
+            if "_modules" in file.parts or not re.fullmatch(r"paintlib\.\w[\w.]*", name):
+                continue
+            link = code.find_parent("a")
+            assert link and "api.html#" in link["href"], f"{file}: {name}"
+            target = link["href"].rpartition("#paintlib.")[2].split(".")
+            assert set(target) & set(name.split(".")), f"{file}: {name} leads to {link['href']}"
+            named += 1
+    assert named > 40
+    (api,) = (soup for file, soup in soups.items() if file.name == "api.html")
+    assert api.find(id="paintlib.solver.quintic").find("a", class_="internal")["href"] == (
+        "_modules/paintlib/solver.html#quintic"
+    )
 
 
 def test_jupyter_book_2_is_sent_away():
