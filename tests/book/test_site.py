@@ -201,9 +201,8 @@ def test_names_of_the_library_lead_to_its_docstrings_and_these_to_its_source(sou
             named += 1
     assert named > 40
     (api,) = (soup for file, soup in soups.items() if file.name == "api.html")
-    assert api.find(id="paintlib.solver.quintic").find("a", class_="internal")["href"] == (
-        "_modules/paintlib/solver.html#quintic"
-    )
+    links = {link["href"] for link in api.find(id="paintlib.solver.quintic")("a")}
+    assert "_modules/paintlib/solver.html#quintic" in links
 
 
 def test_jupyter_book_2_is_sent_away():
