@@ -104,6 +104,9 @@ def test_backward_transfer_counts_the_slopes_beyond_their_error(pairs, sure, ver
     assert judged["verdict"][4] == verdict
     twins = claims.judge(pairs, evidence)["verdict"][4]
     assert twins == verdict.replace("holds", "designed in")
+    for pair in pairs:
+        pair["run"] = {**pair["run"], "profile": "micro-clean"}  # nothing was drawn to show it
+    assert claims.judge(pairs, evidence)["verdict"][4] == verdict
 
 
 def test_a_large_gain_within_its_sampling_error_does_not_hold(pairs):
