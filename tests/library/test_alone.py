@@ -14,7 +14,7 @@ import paintlib
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = sorted(path.stem for path in (ROOT / "paintlib").glob("[!_]*.py"))
-NEED_TORCH = {"interpolation", "losses"}
+NEED_TORCH = {"interpolation", "losses", "patch"}
 
 GUARD = """
 import importlib.metadata, re, sys
