@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["ImageScores", "PairObjective", "Score"]
 
 
+SAME_IMAGES = (
+    "image i must be image i at each alpha: turn off shuffling (DataLoader(..., shuffle=False)), "
+    "random augmentation (use a fixed transform) and dropout (model.eval())"
+)
+
+
 class Score(NamedTuple):
     """Mean cross-entropy (nats per image), top-1 accuracy (fraction) and number of images."""
 
@@ -27,11 +33,26 @@ class Score(NamedTuple):
     images: int
 
 
-class ImageScores(NamedTuple):
-    """Of each image of a task: cross-entropy (nats, float64), and whether the label is on top."""
-
+class _Images(NamedTuple):
     losses: NDArray[np.float64]
-    correct: NDArray[np.bool_]
+    correct: NDArray[np.bool_] | NDArray[np.float64]
+
+
+class ImageScores(_Images):
+    """Of each image of a task: its loss (nats, float64), and whether the label is on top.
+
+    `correct` may be fractions, or nan where nobody knows. `digest` says which images they are, and
+    in which order ("": unknown); `eps` is the precision they were computed in (0: unknown).
+    """
+
+    digest: str = ""
+    eps: float = 0.0
+
+    def __new__(cls, losses: NDArray[np.float64], correct: NDArray[Any],
+                digest: str = "", eps: float = 0.0) -> ImageScores:  # fmt: skip
+        images = super().__new__(cls, losses, correct)
+        images.digest, images.eps = digest, eps
+        return images
 
     @property
     def score(self) -> Score:
@@ -40,6 +61,13 @@ class ImageScores(NamedTuple):
 
 
 Evaluate = Callable[[float, Sequence[str]], Sequence[ImageScores]]
+
+
+def same_images(task: str, alpha: float, known: str, digest: str) -> None:
+    """Refuse images that are not those of the other alphas, or not in their order."""
+    if known and digest and known != digest:
+        raise ValueError(f"task {task!r} has other images at alpha = {alpha} than before, or the "
+                         f"same in another order; {SAME_IMAGES}")  # fmt: skip
 
 
 class PairObjective:
@@ -72,9 +100,17 @@ class PairObjective:
         if len({id(task.model) for task in tasks}) != 1:
             raise ValueError("the tasks must share one model: the one the path writes into")
 
+        repeated: set[str] = set()
+
         def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
             path.set_(tasks[0].model, alpha)
-            return [by_name[name].evaluate() for name in missing]
+            rows = []
+            for name in missing:
+                rows.append(by_name[name].evaluate())
+                if name not in repeated:
+                    by_name[name].repeat(rows[-1])
+                    repeated.add(name)
+            return rows
 
         self._begin(evaluate, store, list(by_name), classes, normalisation)
 
@@ -98,6 +134,7 @@ class PairObjective:
         self.names, self.normalisation = tuple(names), normalisation
         self.evaluated: list[float] = []
         self._evaluate, self._store = evaluate, store
+        self._digests: dict[str, str] = {}
         self._visited: dict[float, tuple[ImageScores, ...]] = {}
         alphas = self.samples if normalisation == "minmax" else (0.0,)
         curves = zip(*([s.loss for s in self.score(alpha)] for alpha in alphas), strict=True)
@@ -127,6 +164,8 @@ class PairObjective:
                     raise ValueError(f"{what} in {file}; evaluate it with the weights")
                 fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
                 self.evaluated.append(alpha)
+                for name, row in (found | fresh).items():
+                    same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
                 if self._store is not None:
                     self._store.put(alpha, fresh)
                 found |= fresh

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from paintlib.files import replacing
-from paintlib.objective import ImageScores
+from paintlib.objective import ImageScores, same_images
 
 try:
     import fcntl
@@ -21,6 +21,7 @@ __all__ = ["Store"]
 
 SAME = 1e-9  # alphas closer than this are one: another processor repeats a root to rounding only
 FIELDS = ("alphas", "losses", "correct")
+MORE = ("digest", "eps")  # of a task, if known
 
 
 class Store:
@@ -29,7 +30,8 @@ class Store:
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
     The file holds `key`, a JSON string, and per task `NAME.alphas (k,)`, `NAME.losses (k, images)`
-    and `NAME.correct (k, images)`, for `numpy.load`.
+    and `NAME.correct (k, images)`, for `numpy.load`; where they are known, also `NAME.digest`, of
+    the images in their order, and `NAME.eps`, the precision if it is below that of float32.
 
     Args:
         file: the `.npz`; the first `put` makes it, with its folder.
@@ -72,13 +74,17 @@ class Store:
                 self._add(task, float(alpha), row)
 
     def _add(self, task: str, alpha: float, row: ImageScores) -> None:
-        row = ImageScores(np.array(row.losses, "<f8"), np.array(row.correct, bool))
+        correct = np.array(row.correct)
+        correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
+        row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
         rows = self._rows.get(task, {})
         images = len(next(iter(rows.values()), row).losses)
         if not row.losses.shape == row.correct.shape == (images,):
             shapes = f"losses {row.losses.shape} and hits {row.correct.shape} at alpha = {alpha}"
             there = f"{images} images elsewhere in {self.file}"
             raise ValueError(f"task {task!r} has {shapes}, but {there}; use another file")
+        known = next((other.digest for other in rows.values() if other.digest), "")
+        same_images(task, alpha, known, row.digest)
         self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
@@ -91,7 +97,9 @@ class Store:
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
-                    found += [(task, float(alpha), ImageScores(*row)) for alpha, *row in rows]
+                    more = {name: content[f"{task}.{name}"].item() for name in MORE
+                            if f"{task}.{name}" in content}  # fmt: skip
+                    found += [(task, float(a), ImageScores(*row, **more)) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
@@ -107,7 +115,13 @@ class Store:
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
-            rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
+            own = self._rows[task]
+            rows = [(alpha, *own[alpha]) for alpha in self.alphas(task)]
+            # unknown and float32 are left out: a file of before stays as it was
+            if digest := max(row.digest for row in own.values()):
+                arrays[f"{task}.digest"] = np.array(digest)
+            if (eps := max(row.eps for row in own.values())) > np.finfo("f4").eps:
+                arrays[f"{task}.eps"] = np.array(eps)
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
                 values = np.array(column)
                 lossless = name == "losses" and (values == values.astype("<f4")).all()
