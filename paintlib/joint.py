@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, optimize
 
-from paintlib.solver import SAME, Bracket, Status, log_quintic
+from paintlib.fits import SAME
+from paintlib.solver import Bracket, Status, log_quintic
 
 if TYPE_CHECKING:
     from torch import device, nn
@@ -176,6 +177,7 @@ def coordinatewise(objective: JointObjective, patches: int, bracket: Bracket = (
     for _ in range(rounds):
         before = here.copy()
         for k in range(patches):
+
             def line(value: float, k: int = k) -> Sequence[float]:
                 return record(np.concatenate([here[:k], [value], here[k + 1 :]])).parts
 
@@ -250,7 +252,8 @@ class _Record:
         box = [*zip(self.low, self.high, strict=True)]
         starts = sorted(self.samples, key=lambda sample: sample.value)[:3]
         ends = [optimize.minimize(total, s.alpha, method="L-BFGS-B", bounds=box) for s in starts]
-        return np.clip(min(ends, key=lambda end: float(end.fun)).x, self.low, self.high)
+        lowest = min(ends, key=lambda end: float(end.fun)).x
+        return np.asarray(np.clip(lowest, self.low, self.high))
 
     def probe(self, step: float) -> NDArray[np.float64]:
         """Return a point beside the best, in the direction that the points near it say least of."""

@@ -73,9 +73,9 @@ class PairObjective:
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax
 
-    def __init__(self, path: WeightPath | WeightPatches, tasks: Sequence[TaskLoss], classes: Sequence[int],
-                 normalisation: str = "zero_shot", *, names: Sequence[str] | None = None,
-                 store: Store | None = None,
+    def __init__(self, path: WeightPath | WeightPatches, tasks: Sequence[TaskLoss],
+                 classes: Sequence[int], normalisation: str = "zero_shot", *,
+                 names: Sequence[str] | None = None, store: Store | None = None,
                  weights: Sequence[float] | None = None) -> None:  # fmt: skip
         by_name = dict(zip(names or map(str, range(len(tasks))), tasks, strict=False))
         if not len(by_name) == len(tasks) == len(names or tasks):

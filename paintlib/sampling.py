@@ -14,8 +14,8 @@ from paintlib.objective import Alpha, PairObjective
 from paintlib.solver import Evaluation, Solution, XTol
 
 __all__ = [
-    "Bound", "StandardError", "bootstrap", "bound", "contributions", "difference", "images_needed", "second_valley",
-    "standard_error", "tolerance",
+    "Bound", "StandardError", "bootstrap", "bound", "contributions", "difference", "images_needed",
+    "second_valley", "standard_error", "tolerance",
 ]  # fmt: skip
 
 Samples = Solution | Iterable[Evaluation]
@@ -38,9 +38,10 @@ class Bound(NamedTuple):
 def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.float64], ...] | None:
     """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
 
-    The mean of an array is the normalised, weighted loss, its variance over the number of images the squared
-    sampling error. The error of the scale, which comes from the same images, is carried along to
-    first order (the delta method). None where `alpha`, or what the scale takes, was not evaluated.
+    The mean of an array is the normalised, weighted loss, its variance over the number of images
+    the squared sampling error. The error of the scale, which comes from the same images, is carried
+    along to first order (the delta method). None where `alpha`, or what the scale takes, was not
+    evaluated.
     """
     if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
