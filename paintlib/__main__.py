@@ -52,6 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     add("zero_shot", metavar="ZERO_SHOT", help="a checkpoint, alpha = 0")
     add("fine_tuned", metavar="FINE_TUNED", help="a checkpoint of the same model, alpha = 1")
     add("--tasks", required=True, metavar="FILE:FUNCTION", help="returns a paintlib.patch.Setup")
+    add(
+        "--except",
+        dest="except_",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="tensors that stay as the model has them, a head for instance; patterns as head.*",
+    )
+    add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
+    add(
+        "--ceiling",
+        action="append",
+        type=_ceiling,
+        default=[],
+        metavar="TASK=RISE",
+        help="highest rise of a task's loss, as keep=0.01 (with a probability of 95 %%)",
+    )
     add("--normalisation", default="zero_shot", help="zero_shot, log_classes, minmax or none")
     add("--solver", default="log_quintic", choices=("log_quintic", "quintic", "grid", "brent"))
     add("--bracket", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
@@ -73,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _ceiling(text: str) -> tuple[str, float]:
+    task, _, rise = text.rpartition("=")
+    return task, float(rise)
+
+
 def _init(options: argparse.Namespace) -> int:
     if options.file.exists():
         raise ValueError(f"{options.file} exists; move it away, or name another file")
@@ -87,12 +109,15 @@ def _init(options: argparse.Namespace) -> int:
 def _patch(options: argparse.Namespace) -> int:
     # torch takes seconds to import
     from paintlib import card, patch
+    from paintlib.interpolation import WeightPath
+    from paintlib.limits import Ceiling
     from paintlib.store import Store
 
     if options.out and options.out.suffix != ".safetensors":
         raise ValueError(f"--out {options.out} is no .safetensors file; name one")
-    path = patch.load(options.zero_shot, options.fine_tuned)
     setup = patch.find_setup(options.tasks)
+    path = WeightPath.load(options.zero_shot, options.fine_tuned, except_=options.except_,
+                           after=setup.after)  # fmt: skip
     path.to(next(setup.model.parameters()).device)
     store = Store(options.store, dict(zip(("start", "end"), path.digests, strict=True)))
     probes = patch.check(setup, path, store, labels=options.dry_run)
@@ -101,13 +126,15 @@ def _patch(options: argparse.Namespace) -> int:
         return 0
     answer = patch.choose(
         setup, path, probes, store, method=options.solver, normalisation=options.normalisation,
+        weights=options.weights, ceilings=[Ceiling(*ceiling) for ceiling in options.ceiling],
         bracket=tuple(options.bracket), step=options.step, max_evals=options.max_evals,
     )  # fmt: skip
     if answer["status"] == "BUDGET":
         raise ValueError(f"no answer in {options.max_evals} evaluations; raise --max-evals")
     print(json.dumps(answer, indent=1, allow_nan=False) if options.json else card.summary(answer))
     if options.out:
-        patch.save(path, options.out, answer["alpha"], card.metadata(answer))
+        metadata = card.metadata(answer)
+        path.save(options.out, answer["alpha"], metadata=metadata, model=setup.model)
     if options.report:
         card.write_card(answer, options.report, (options.zero_shot, options.fine_tuned))
     return 0

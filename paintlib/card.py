@@ -22,12 +22,17 @@ SURE = 1.96  # standard errors
 
 def summary(answer: Answer) -> str:
     """Return the answer as Markdown: alpha, why the search ended, what was measured, warnings."""
-    goal = ", ".join(f"{k} {answer[k]}" for k in ("normalisation", "weights", "ceilings", "solver")
-                     if answer.get(k))  # fmt: skip
+    goal = f"normalisation {answer['normalisation']}, solver {answer['solver']}"
+    if len(set(answer["weights"].values())) > 1:
+        goal += ", weights " + ", ".join(f"{x:g} {name}" for name, x in answer["weights"].items())
     errors = (_digits(answer[key]) for key in ("numerical_error", "stderr"))
     why = "{}: {}; numerical error {}, sampling error {}."
     why = why.format(answer["status"], answer["advice"], *errors)
     lines = [f"**alpha = {_alpha(answer)}** ({goal})", "", why]
+    lines += [f"Task {name!r} must not rise by more than {task['ceiling']['rise']:.2%}: it rises by "
+              f"{task['ceiling']['highest_rise']:.2%} at most, with a probability of "
+              f"{task['ceiling']['probability']:.0%}."
+              for name, task in answer["tasks"].items() if "ceiling" in task]  # fmt: skip
     held_out = answer["held_out"]
     for title, part in (("On the images of the choice", answer), ("On held-out images", held_out)):
         if part:
@@ -130,7 +135,10 @@ def write_card(answer: Answer, folder: Path | str, parents: Sequence[str]) -> No
 
 def _alpha(answer: Answer) -> str:
     if (error := answer["stderr"]) is None:
-        return f"{answer['alpha']:.4f}"
+        more = (
+            "(alpha* is {1} {0:.3f}, at 95 %)".format(*answer["bound"]) if answer["bound"] else ""
+        )
+        return f"{answer['alpha']:.4f} {more}".strip()
     places = min(max(1 - math.floor(math.log10(error or 1e-5)), 1), 6)  # two digits of the error
     return f"{answer['alpha']:.{places}f} ± {error:.{places}f}"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paintlib import sampling, solver
+from paintlib import limits, sampling, solver
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
@@ -41,7 +41,7 @@ class Setup:
         tasks: a `TaskLoss` per name, all on one model; alpha is chosen on their images.
         classes: number of classes per name; by default, of the logits of the first batch.
         held_out: of some or all of the names, images that take no part in the choice.
-        after: called with the model after each change of its weights (`reestimate_batchnorm`).
+        after: called with the model after each write of its weights (`reestimate_batchnorm`).
     """
 
     tasks: Mapping[str, TaskLoss]
@@ -110,7 +110,7 @@ def check(setup: Setup, path: WeightPath, store: Store, *,
         ValueError: the model does not fit the path; a task has no image, cannot be scored, or its
             labels or classes do not fit the logits; the store has other losses of that batch.
     """
-    _write(setup, path, 0.0)
+    path.set_(setup.model, 0.0)
     return {name: _probe(name, task, setup, store, labels) for name, task in setup.rows.items()}
 
 
@@ -120,9 +120,10 @@ def _probe(name: str, task: TaskLoss, setup: Setup, store: Store, labels: bool) 
     begin = time.perf_counter()
     first = dataclasses.replace(task, batches=[batch]).evaluate()
     seconds = time.perf_counter() - begin
+    task.repeat(first)
     told = setup.classes.get(name.removesuffix(HELD_OUT))
     classes = told or 1  # which `log_classes` refuses
-    if getattr(task, "loss", None) is None:
+    if task.loss is None:
         with torch.inference_mode():
             classes = (task.logits or task.model)(batch[0]).shape[1]
         if told not in (None, classes):
@@ -148,14 +149,15 @@ def forecast(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store:
         said = f"{images or 'an unknown number of'} images, {classes} classes"
         loss = f"loss {first.score.loss:.3g} in the first batch"
         lines.append(f"{name}: {said}, {loss}, {seconds:.2g} s per evaluation")
-    taken = sum(t.nbytes for t in (path.start, path.end, *setup.model.state_dict().values()))
+    tensors = setup.model.state_dict().values()
+    taken = 3 * sum(tensor.nbytes for tensor in tensors)
     memory = f"memory: {taken / 2**30:.2f} GiB for both ends and the model"
-    if path.start.is_cuda:
-        free = torch.cuda.mem_get_info(path.start.device)[0]
+    if (device := next(iter(tensors)).device).type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
         memory += f"; {free / 2**30:.1f} GiB of the GPU are free"
     known = {alpha for name in setup.tasks for alpha in store.alphas(name)}
     lines += [
-        f"weights: {path.start.numel():,} numbers, {path.length:.4g} apart", memory,
+        f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart", memory,
         f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21",
         f"{store.file}: {len(known)} evaluations", "nothing speaks against it",
     ]  # fmt: skip
@@ -164,6 +166,7 @@ def forecast(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store:
 
 def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: Store, *,
            method: str = "log_quintic", normalisation: str = "zero_shot",
+           weights: Sequence[float] | None = None, ceilings: Sequence[limits.Ceiling] = (),
            bracket: tuple[float, float] = (0.0, 1.0), step: float = 0.05,
            max_evals: int = 12) -> dict[str, Any]:  # fmt: skip
     """Choose alpha, measure there and at both ends, and return all that can be said, as for JSON.
@@ -173,40 +176,46 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
     """
     evaluate = _evaluator(setup, path, probes)
     names, counts = list(setup.tasks), [probes[name].classes for name in setup.tasks]
-    objective = PairObjective.replay(store, names, counts, normalisation, evaluate=evaluate)
+    objective = PairObjective.replay(
+        store, names, counts, normalisation, evaluate=evaluate, weights=weights
+    )
     more: dict[str, Any] = {"max_evals": max_evals}
     if method in ("grid", "quintic"):
         more = {"step": step}
     if method == "log_quintic":
         more["xtol"] = sampling.tolerance(objective)
-    found: solver.Solution = getattr(solver, method)(objective, bracket, **more)
+    if ceilings:  # their search is a log-quintic
+        found = limits.under(objective, ceilings, bracket, xtol=sampling.tolerance(objective))
+    else:
+        found = getattr(solver, method)(objective, bracket, **more)
     alphas = {"zero_shot": 0.0, "patched": found.alpha, "fine_tuned": 1.0}
     for alpha in alphas.values():
         objective(alpha)
-    error = sampling.standard_error(objective, found)
+    error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
     tasks = _measured(objective, names, alphas)
     for task, scale in zip(tasks.values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
+    for ceiling in ceilings:
+        highest = limits.highest_rise(objective, ceiling.task, found.alpha, ceiling.probability)
+        tasks[ceiling.task]["ceiling"] = ceiling._asdict() | {"highest_rise": highest}
     gain = {end: sampling.difference(objective, alpha, found.alpha) for end, alpha in ENDS.items()}
+    by_name = dict(zip(names, objective.weights, strict=True))
     told = {
         "alpha": found.alpha, "stderr": _number(error.alpha if error else math.nan),
         "numerical_error": _number(_numerical_error(found)), "status": found.status.name,
         "advice": found.status.value, "solver": method, "normalisation": normalisation,
+        "weights": by_name,
+        "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
+        "ceilings": {ceiling.task: ceiling.rise for ceiling in ceilings},
         "bracket": list(bracket), "evaluations": len(objective.evaluated), "tasks": tasks,
         "gain": {end: fall for end, fall in gain.items() if ENDS[end] != found.alpha},
-        "held_out": _held_out(setup, probes, store, evaluate, alphas, tasks),
+        "held_out": _held_out(setup, probes, store, evaluate, alphas, tasks, by_name),
         "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
         "parents": dict(zip(ENDS, path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in ("paintlib", "torch")},
     }  # fmt: skip
     return told | {"warnings": list(_warnings(setup, objective, found, told))}
-
-
-def _write(setup: Setup, path: WeightPath, alpha: float) -> None:
-    path.set_(setup.model, alpha)
-    if setup.after:
-        setup.after(setup.model)
 
 
 def _evaluator(setup: Setup, path: WeightPath, probes: Mapping[str, Probe]) -> Evaluate:
@@ -221,7 +230,7 @@ def _evaluator(setup: Setup, path: WeightPath, probes: Mapping[str, Probe]) -> E
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
         nonlocal bar, number
         number += 1
-        _write(setup, path, alpha)
+        path.set_(setup.model, alpha)
         counts = [probes[name].images for name in missing]
         total = None if None in counts else sum(filter(None, counts))
         often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log needs fewer lines
@@ -295,7 +304,8 @@ def _paired(row: NDArray[np.float64]) -> list[float | None]:
 
 
 def _held_out(setup: Setup, probes: Mapping[str, Probe], store: Store, evaluate: Evaluate,
-              alphas: Mapping[str, float], chosen: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+              alphas: Mapping[str, float], chosen: dict[str, Any],
+              weights: Mapping[str, float]) -> dict[str, Any]:  # fmt: skip
     """Return `tasks` and `gain` on held-out images, by the scales of the choice, or nothing."""
     if not setup.held_out:
         return {}
@@ -305,8 +315,8 @@ def _held_out(setup: Setup, probes: Mapping[str, Probe], store: Store, evaluate:
     tasks, gain = _measured(other, setup.held_out, alphas), {}
     for end in ENDS if tasks.keys() == chosen.keys() else ():  # else there is no sum
         if ENDS[end] != alphas["patched"]:
-            rows = [[x / chosen[name]["scale"] for x in tasks[name][end]["change"]["loss"]]
-                    for name in chosen]  # fmt: skip
+            rows = [[weights[name] / chosen[name]["scale"] * x
+                     for x in tasks[name][end]["change"]["loss"]] for name in chosen]  # fmt: skip
             changes, errors = zip(*rows, strict=True)
             gain[end] = -math.fsum(changes), math.hypot(*errors)
     return {"tasks": tasks, "gain": gain}
@@ -315,7 +325,7 @@ def _held_out(setup: Setup, probes: Mapping[str, Probe], store: Store, evaluate:
 def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
               told: Mapping[str, Any]) -> Iterator[str]:  # fmt: skip
     """Yield what a user should know before she trusts the answer."""
-    if found.status is not solver.Status.CONVERGED:
+    if found.status not in (solver.Status.CONVERGED, solver.Status.AT_CEILING):
         yield f"{found.status.name}: {found.status.value}"
     parts = np.ptp([sample.parts for sample in found.trace], axis=0)
     least, most = (objective.names[i] for i in (parts.argmin(), parts.argmax()))
@@ -335,25 +345,3 @@ def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
     if not setup.after and any(isinstance(module, kinds) for module in setup.model.modules()):
         what = "the averages of BatchNorm are interpolated, and are not those of the mixed model"
         yield f"{what}: give Setup an after= that re-estimates them"
-
-
-def load(start: str, end: str) -> WeightPath:
-    """SHIM."""
-    from safetensors.torch import load_file
-
-    path = WeightPath(load_file(start), load_file(end))
-    path.inputs = load_file(start)  # type: ignore
-    return path
-
-
-def save(path: WeightPath, file: Any, alpha: float, metadata: Mapping[str, str]) -> None:
-    """SHIM."""
-    from safetensors.torch import save_file
-
-    from paintlib.files import replacing
-
-    made = path.unflatten(path.at(alpha))
-    made |= {n: (a if alpha < 0.5 else b) for n, (a, b) in path._integers.items()}
-    tensors = {name: made[name].to(t.dtype).contiguous() for name, t in path.inputs.items()}
-    with replacing(file) as part:
-        save_file(tensors, part, dict(metadata))

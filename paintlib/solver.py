@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -53,6 +53,8 @@ class Status(enum.Enum):
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
     UNVERIFIED = "the minimum of a fit, not evaluated: its value is the fit's; verify=True is sure"
+    AT_CEILING = "a ceiling keeps alpha from the minimum of the sum: a higher one lowers the sum"
+    ABOVE_CEILING = "no alpha seen obeys every ceiling: raise it, lower its probability, add images"
     BUDGET = "evaluations ran out before the tolerance was met; raise max_evals or widen xtol"
 
 
@@ -235,6 +237,18 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
         options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},
     )
     return record.solution(record.place() if result.success else Status.BUDGET)
+
+
+if TYPE_CHECKING:
+    from paintlib.joint import joint as joint
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "joint":
+            raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
+        from paintlib.joint import joint  # it stands on this module
+
+        return joint
 
 
 class _Record:
