@@ -115,6 +115,8 @@ def _patch(options: argparse.Namespace) -> int:
 
     if options.out and options.out.suffix != ".safetensors":
         raise ValueError(f"--out {options.out} is no .safetensors file; name one")
+    if options.ceiling and options.solver != "log_quintic":
+        raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)
     path = WeightPath.load(options.zero_shot, options.fine_tuned, except_=options.except_,
                            after=setup.after)  # fmt: skip
@@ -129,8 +131,9 @@ def _patch(options: argparse.Namespace) -> int:
         weights=options.weights, ceilings=[Ceiling(*ceiling) for ceiling in options.ceiling],
         bracket=tuple(options.bracket), step=options.step, max_evals=options.max_evals,
     )  # fmt: skip
-    if answer["status"] == "BUDGET":
-        raise ValueError(f"no answer in {options.max_evals} evaluations; raise --max-evals")
+    if answer["status"] in ("BUDGET", "ABOVE_CEILING"):
+        remedy = "; see --max-evals" if answer["status"] == "BUDGET" else ""
+        raise ValueError(f"no answer: {answer['advice']}{remedy}")
     print(json.dumps(answer, indent=1, allow_nan=False) if options.json else card.summary(answer))
     if options.out:
         metadata = card.metadata(answer)

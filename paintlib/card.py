@@ -29,10 +29,9 @@ def summary(answer: Answer) -> str:
     why = "{}: {}; numerical error {}, sampling error {}."
     why = why.format(answer["status"], answer["advice"], *errors)
     lines = [f"**alpha = {_alpha(answer)}** ({goal})", "", why]
-    lines += [f"Task {name!r} must not rise by more than {task['ceiling']['rise']:.2%}: it rises by "
-              f"{task['ceiling']['highest_rise']:.2%} at most, with a probability of "
-              f"{task['ceiling']['probability']:.0%}."
-              for name, task in answer["tasks"].items() if "ceiling" in task]  # fmt: skip
+    for task, (rise, highest, probability) in answer["ceilings"].items():
+        lines += ["", f"Task {task!r} must not rise by more than {rise:.2%}: it rises by {highest:.2%} "
+                  f"at most, with a probability of {probability:.0%}."]  # fmt: skip
     held_out = answer["held_out"]
     for title, part in (("On the images of the choice", answer), ("On held-out images", held_out)):
         if part:

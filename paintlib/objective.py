@@ -71,7 +71,7 @@ def position(alpha: Any) -> Alpha:
     return float(alpha) if np.ndim(alpha) == 0 else tuple(map(float, alpha))
 
 
-def same_images(task: str, alpha: float, known: str, digest: str) -> None:
+def same_images(task: str, alpha: Alpha, known: str, digest: str) -> None:
     """Refuse images that are not those of the other alphas, or not in their order."""
     if known and digest and known != digest:
         raise ValueError(f"task {task!r} has other images at alpha = {alpha} than before, or the "

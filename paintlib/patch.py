@@ -195,9 +195,8 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
     tasks = _measured(objective, names, alphas)
     for task, scale in zip(tasks.values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
-    for ceiling in ceilings:
-        highest = limits.highest_rise(objective, ceiling.task, found.alpha, ceiling.probability)
-        tasks[ceiling.task]["ceiling"] = ceiling._asdict() | {"highest_rise": highest}
+    held = {task: [rise, limits.highest_rise(objective, task, found.alpha, probability), probability]
+            for task, rise, probability in ceilings}  # fmt: skip
     gain = {end: sampling.difference(objective, alpha, found.alpha) for end, alpha in ENDS.items()}
     by_name = dict(zip(names, objective.weights, strict=True))
     told = {
@@ -206,7 +205,7 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
         "advice": found.status.value, "solver": method, "normalisation": normalisation,
         "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
-        "ceilings": {ceiling.task: ceiling.rise for ceiling in ceilings},
+        "ceilings": held,
         "bracket": list(bracket), "evaluations": len(objective.evaluated), "tasks": tasks,
         "gain": {end: fall for end, fall in gain.items() if ENDS[end] != found.alpha},
         "held_out": _held_out(setup, probes, store, evaluate, alphas, tasks, by_name),

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from small import network
 from torch import nn
 
-from paintlib import PairObjective, Store, TaskLoss, WeightPath, sampling, solver
+from paintlib import PairObjective, Store, TaskLoss, WeightPath, limits, sampling, solver
 from paintlib.__main__ import main
 from paintlib.patch import Setup
 
@@ -198,18 +198,20 @@ def test_model_card_is_one_of_the_hub_and_its_picture_shows_what_was_evaluated(f
 
 
 KILLED = """
-import os, torch
+import time
+from pathlib import Path
 from test_patch import setup
-from paintlib.patch import Setup
-made = setup()
+from paintlib import Store
+
 class Slow(list):
-    def __iter__(self):
-        with open("begun", "a") as file:
-            file.write("x")
-        if os.path.exists("hang") and os.path.getsize("begun") > 12:
-            __import__("time").sleep(60)
+    def __iter__(self):  # the third evaluation lasts
+        if Path("paintlib.npz").exists() and len(Store("paintlib.npz").alphas("repair")) > 1:
+            Path("hangs").touch()
+            time.sleep(60)
         return super().__iter__()
+
 def tasks():
+    made = setup()
     for task in made.rows.values():
         object.__setattr__(task, "batches", Slow(task.batches))
     return made
@@ -219,26 +221,70 @@ def tasks():
 def test_killed_run_goes_on_without_an_evaluation_twice(folder, capsys):
     whole = answer(capsys, "--store", "whole.npz")
     Path("slow.py").write_text(KILLED, encoding="utf-8")
-    Path("hang").touch()
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     command = [sys.executable, "-m", "paintlib", "patch", *ENDS, "--tasks", "slow:tasks"]
     with Path("log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            if Path("begun").exists() and Path("begun").stat().st_size > 12:
-                break
-            time.sleep(0.02)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None and not Path("hangs").exists():
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, Path("log").read_text()
-    done = Store("paintlib.npz").alphas("repair")
-    assert 1 <= len(done) < whole["evaluations"]
+    assert len(Store("paintlib.npz").alphas("repair")) == 2 < whole["evaluations"]
     told = answer(capsys)
-    assert told["evaluations"] == whole["evaluations"] - len(done)
-    for key in ("alpha", "stderr", "tasks", "trace"):
+    assert told["evaluations"] == whole["evaluations"] - 2
+    for key in ("alpha", "stderr", "tasks", "trace", "store"):
         assert told[key] == whole[key]
     assert answer(capsys)["evaluations"] == 0
+
+
+def test_weights_move_alpha_to_the_task_that_counts(folder, capsys):
+    plain, moved = answer(capsys), answer(capsys, "--weights", "1", "3")
+    assert moved["weights"] == {"keep": 1.0, "repair": 3.0}
+    assert moved["alpha"] > plain["alpha"] + 2 * plain["stderr"]
+    objective = expected(setup(), weights=(1, 3))
+    fall = sampling.difference(objective, 0.0, moved["alpha"])
+    assert moved["gain"]["zero_shot"] == pytest.approx(fall, rel=1e-3)
+    change = {n: task["zero_shot"]["change"]["loss"] for n, task in moved["held_out"]["tasks"].items()}
+    parts = {name: w * change[name][0] / moved["tasks"][name]["scale"]
+             for name, w in (("keep", 1), ("repair", 3))}  # fmt: skip
+    assert moved["held_out"]["gain"]["zero_shot"][0] == pytest.approx(-sum(parts.values()))
+    assert patch("--weights", "1", "3", "--out", "patched.safetensors") == 0
+    assert "weights 1 keep, 3 repair" in capsys.readouterr().out
+    with safe_open("patched.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["paintlib.weights"]) == {"keep": 1.0, "repair": 3.0}
+
+
+def test_ceiling_holds_alpha_back_and_is_in_the_certificate(folder, capsys):
+    plain, held = answer(capsys), answer(capsys, "--ceiling", "keep=0.02")
+    assert held["status"] == "AT_CEILING" and held["alpha"] < plain["alpha"]
+    rise, told, probability = held["ceilings"]["keep"]
+    highest = limits.highest_rise(expected(setup()), "keep", held["alpha"], 0.95)
+    assert told == pytest.approx(highest, abs=1e-4) and highest <= 0.02
+    assert (rise, probability) == (0.02, 0.95)
+    assert patch("--ceiling", "keep=0.02", "--report", "report") == 0
+    said = "Task 'keep' must not rise by more than 2.00%: it rises by"
+    assert said in capsys.readouterr().out
+    card = Path("report/README.md").read_text(encoding="utf-8")
+    assert said in card and '| paintlib.ceilings | `{"keep": [0.02, 0.0' in card
+    assert patch("--ceiling", "keep=-0.9") == 1  # no alpha obeys: no answer
+    assert "no answer: no alpha seen obeys" in capsys.readouterr().err
+
+
+def test_end_has_a_bound_in_place_of_an_error(folder, monkeypatch, capsys):
+    needless(monkeypatch)
+    assert answer(capsys)["bound"][1] == "at most"
+    assert patch() == 0
+    assert re.search(r"alpha = 0\.0000 \(alpha\* is at most 0\.\d+, at 95 %\)", capsys.readouterr().out)
+
+
+def test_heads_that_differ_stay_as_the_model_has_them(folder, capsys):
+    save_file({**load_file(ENDS[1]), "3.bias": torch.zeros(7)}, ENDS[1])
+    assert patch() == 1
+    assert "'3.bias'" in capsys.readouterr().err
+    assert patch("--except", "3.bias", "--out", "patched.safetensors") == 0
+    torch.testing.assert_close(load_file("patched.safetensors")["3.bias"], network(3)[3].bias.data)
 
 
 def wrong(**options):
@@ -289,7 +335,10 @@ BAD = {
     "out": (["--out", "patched.pt"], None, r"patched\.pt is no \.safetensors file"),
     "bracket": (["--bracket", "1", "0"], None, r"bracket is \(1\.0, 0\.0\)"),
     "step": (["--solver", "grid", "--step", "0.3"], None, r"step 0\.3 does not divide"),
-    "budget": (["--max-evals", "3"], None, r"no answer in 3 evaluations; raise --max-evals"),
+    "budget": (["--max-evals", "3"], None, r"no answer: evaluations ran out .* --max-evals"),
+    "weights": (["--weights", "1"], None, r"2 tasks but the weights \(1\.0,\)"),
+    "ceiling": (["--ceiling", "kept=0.01"], None, r"no task is called 'kept'"),
+    "ceiling twice": (["--ceiling", "keep=0.01", "--solver", "grid"], None, r"--ceiling needs"),
     "label": (["--dry-run"], bad_label, r"batch 2 of task 'repair' has the label -1"),
 }
 
