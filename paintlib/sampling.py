@@ -79,12 +79,7 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
     if lowest is None:
         return None
     value = math.sqrt(sum(map(_variance, lowest)))
-    # differences of samples that all but coincide would be differences of rounding errors
-    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    kept = [best]
-    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
-            kept.append(sample)
+    kept = _spread(samples, best, objective.noise)
     known = [sample for sample in kept if objective.known(sample.alpha)]
     if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
@@ -170,6 +165,26 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
             offset, unit = normaliser(normalisation, curve.tolist(), count)
             row += (log_spline(alphas, curve)(dense) - offset) / unit
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
+
+
+def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[Evaluation]:
+    """Return the samples, nearest to the best first, whose differences are more than rounding."""
+    width = samples[-1].alpha - samples[0].alpha
+
+    def apart(distance: float) -> list[Evaluation]:
+        kept = [best]
+        for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+            if min(abs(sample.alpha - other.alpha) for other in kept) >= distance:
+                kept.append(sample)
+        return kept
+
+    if not noise:
+        return apart(1e-3 * width)
+    curvature = fit_parts(apart(0.1 * width)).curvature(best.alpha) if len(samples) > 2 else 0.0
+    # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
+    known = curvature > 0 and not math.isnan(noise)
+    distance = math.sqrt(24 * noise / curvature) if known else width
+    return apart(min(max(distance, 1e-3 * width), 0.1 * width))
 
 
 def _variance(row: NDArray[np.float64]) -> float:
