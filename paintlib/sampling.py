@@ -89,7 +89,7 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
     if lowest is None:
         return None
     value = math.sqrt(sum(map(_variance, lowest)))
-    kept = _apart(samples, best)
+    kept = _spread(samples, best, objective.noise)
     known = [sample for sample in kept if objective.known(sample.alpha)]
     if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
@@ -119,7 +119,7 @@ def bound(objective: PairObjective, samples: Samples, probability: float = 0.95,
     samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
     best = min(samples, key=lambda sample: sample.value)
     low, high = samples[0].alpha, samples[-1].alpha
-    known = [sample for sample in _apart(samples, best) if contributions(objective, sample.alpha)]
+    known = [sample for sample in _spread(samples, best, objective.noise) if contributions(objective, sample.alpha)]
     if len(known) < 3 or best not in known:
         return None
     below = 2 * best.alpha <= low + high if below is None else below
@@ -206,19 +206,6 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
 
 
-def _apart(samples: Sequence[Evaluation], best: Evaluation) -> list[Evaluation]:
-    """Return the samples from `best` on but those that all but coincide with one before.
-
-    Their differences would be differences of rounding errors.
-    """
-    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    kept = [best]
-    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
-            kept.append(sample)
-    return kept
-
-
 def _slope(alphas: Sequence[float], rows: Sequence[Sequence[NDArray[np.float64]]],
            at: float) -> tuple[float, float]:  # fmt: skip
     """Return the slope of the sum at an alpha, by what images add at `alphas`, and its error."""
@@ -230,6 +217,26 @@ def _slope(alphas: Sequence[float], rows: Sequence[Sequence[NDArray[np.float64]]
     slopes = [weights @ np.stack(column) for column in zip(*rows, strict=True)]
     mean = math.fsum(float(slope.mean()) for slope in slopes)
     return mean, math.sqrt(sum(map(_variance, slopes)))
+
+
+def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[Evaluation]:
+    """Return the samples, nearest to the best first, whose differences are more than rounding."""
+    width = samples[-1].alpha - samples[0].alpha
+
+    def apart(distance: float) -> list[Evaluation]:
+        kept = [best]
+        for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+            if min(abs(sample.alpha - other.alpha) for other in kept) >= distance:
+                kept.append(sample)
+        return kept
+
+    if not noise:
+        return apart(1e-3 * width)
+    curvature = fit_parts(apart(0.1 * width)).curvature(best.alpha) if len(samples) > 2 else 0.0
+    # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
+    known = curvature > 0 and not math.isnan(noise)
+    distance = math.sqrt(24 * noise / curvature) if known else width
+    return apart(min(max(distance, 1e-3 * width), 0.1 * width))
 
 
 def _variance(row: NDArray[np.float64]) -> float:
