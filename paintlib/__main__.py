@@ -9,14 +9,14 @@ from pathlib import Path
 
 from paintlib.files import replacing
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 EXAMPLE = "paintlib patch zero_shot.safetensors fine_tuned.safetensors --tasks tasks:tasks"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 with an answer, 1 without, 2 on misuse."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
@@ -40,9 +40,10 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {said} ({place}; --traceback shows all)"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="paintlib", description="Patch a model by its losses.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="paintlib", description="Patch a model by its losses.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     init = commands.add_parser("init", help="write an example of the file that --tasks names")
     init.add_argument("file", nargs="?", type=Path, default=Path("tasks.py"))
     init.set_defaults(run=_init)
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     patch.set_defaults(run=_patch)
     for command in (init, patch):
         command.add_argument("--traceback", action="store_true", help="where an error came from")
-    return parser
+    return top
 
 
 def _ceiling(text: str) -> tuple[str, float]:

@@ -195,8 +195,8 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
     tasks = _measured(objective, names, alphas)
     for task, scale in zip(tasks.values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
-    held = {task: [rise, limits.highest_rise(objective, task, found.alpha, probability), probability]
-            for task, rise, probability in ceilings}  # fmt: skip
+    held = {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
+            for task, rise, sure in ceilings}  # fmt: skip
     gain = {end: sampling.difference(objective, alpha, found.alpha) for end, alpha in ENDS.items()}
     by_name = dict(zip(names, objective.weights, strict=True))
     told = {

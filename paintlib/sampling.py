@@ -119,7 +119,11 @@ def bound(objective: PairObjective, samples: Samples, probability: float = 0.95,
     samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
     best = min(samples, key=lambda sample: sample.value)
     low, high = samples[0].alpha, samples[-1].alpha
-    known = [sample for sample in _spread(samples, best, objective.noise) if contributions(objective, sample.alpha)]
+    known = [
+        sample
+        for sample in _spread(samples, best, objective.noise)
+        if contributions(objective, sample.alpha)
+    ]
     if len(known) < 3 or best not in known:
         return None
     below = 2 * best.alpha <= low + high if below is None else below
