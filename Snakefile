@@ -19,6 +19,8 @@ A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
+JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kind in ("json", "npz")]
+SUMMARIES -= set() if JOINED else {"joint", "joint_again"}
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
 MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
@@ -152,12 +154,22 @@ rule pair:
 rule summary:
     input:
         lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
+        lambda w: JOINED if w.summary.startswith("joint") else [],
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
         lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else KEPT,
     output: f"{BOOK}/results/{{summary}}.ipynb"
     params: evidence=[file.stat().st_mtime for file in sorted(R.glob("evidence/*.json"))]  # of the run itself
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
     shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} {RESULTS}"
+
+rule join:
+    input:
+        step("join"), f"{A}/zero_shot.safetensors", HEADS, IMAGES,
+        lambda w: [run.fine_tuned(task) for task in run.profile.trios[int(w.number)][1:]],
+    output: f"{R}/joint/{{number}}.json", f"{R}/joint/{{number}}.npz"
+    benchmark: f"{A}/benchmarks/join.{{number}}.tsv"
+    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    shell: "{STEP} join {RUN} {wildcards.number}"
 
 rule provenance:
     input: PAGES, SOLVED

@@ -24,6 +24,7 @@ COMMANDS = {
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
     "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
+    "join": ("steps.joining", "NUMBER: search two patches of one trio of tasks at once"),
     "measure": ("evidence.measuring", "TASK: measure a path as the evidence needs it"),
     "resample": ("evidence.resampling", "TASK: search samples of the images whose truth is known"),
     "complete": ("steps.solving", "TASK: the same under every normalisation"),

@@ -105,6 +105,7 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     for part in contents["parts"]:
         files = [chapter["file"] for chapter in part["chapters"]]
         kept = [f for f in files if not f.startswith("pairs/") or f[6:] in pairs]
+        kept = [f for f in kept if run.profile.trios or not f.startswith("results/joint")]
         part["chapters"] = [{"file": file} for file in kept]
         if run.profile.real:
             part["caption"] = part["caption"].replace("µ", "")
@@ -127,7 +128,9 @@ def reference(run: Run) -> None:
     if run.name != "micro":
         raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
     kept, book = Path("results", run.name), Path("book")
-    copies = {run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions")}
+    copies = {
+        run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions", "joint")
+    }
     copies[run.folder / "complete"] = kept / "evaluations"
     copies |= {run.book / kind: book / kind for kind in ("pairs", "results")}
     for source, target in copies.items():

@@ -13,6 +13,8 @@ SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
 PATCHING = (
     "Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN", "FashionMNIST",
 )  # fmt: skip
+TRIOS = (("CIFAR10", "MNIST", "GTSRB"), ("STL10", "SVHN", "EuroSAT"))  # to keep, and two to patch
+MAP = tuple(i / 8 for i in range(9))  # of each coefficient, for the map of the loss
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
 
 
@@ -82,6 +84,13 @@ class Profile:
     def tasks(self) -> tuple[str, ...]:
         """Return the names of all tasks, supported ones first."""
         return self.supported + self.patching
+
+    @property
+    def trios(self) -> list[tuple[str, str, str]]:
+        """Return the tasks of each joint page: one to keep, two to patch; none without two."""
+        few = [(self.supported[i % len(self.supported)], *self.patching[:2]) for i in range(2)]
+        trios = [trio if {*trio} <= {*self.tasks} else few[i] for i, trio in enumerate(TRIOS)]
+        return [(trio[0], trio[1], trio[2]) for trio in trios if len(trio) == 3]
 
     @property
     def real(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiment import results
 from experiment.run import Run
@@ -32,6 +33,16 @@ def objective(
     classes = [said["tasks"][task]["classes"] for task in (supported, patching)]
     pair = (supported, patching)
     return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
+
+
+def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:
+    """Return what is recorded of a trio's joint searches, and its objective where it is stored."""
+    folder = results.find(folder) / "joint"
+    said = results.read_json(folder / f"{number}.json")
+    store = Store(folder / f"{number}.npz", writable=False)
+    return said, PairObjective.replay(
+        store, said["tasks"], said["classes"], said["normalisation"], origin=(0.0, 0.0)
+    )
 
 
 def _evaluate(

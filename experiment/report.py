@@ -24,6 +24,10 @@ COLOURS = {  # Okabe and Ito's palette: told apart with any common colour blindn
 }  # fmt: skip
 ROLES = ("supported", "patching")
 SOLVERS = {"grid": "exhaustive search", "quintic": "quintic", "log_quintic": "log-quintic"}
+JOINT = {
+    "joint": "joint search", "coordinatewise": "one after the other", "shared": "one for both",
+    "average": "simple average", "zero_shot": "zero-shot",
+}  # fmt: skip
 MARKERS = {"grid": "s", "quintic": "o", "log_quintic": "D"}  # never colour alone
 AXES = {  # of a loss under each normalisation
     "zero_shot": "loss / zero-shot loss", "log_classes": "loss / ln(classes)",
@@ -100,6 +104,17 @@ def draw_curves(ax: mpl.axes.Axes, pair: Pair, kind: str | None = None) -> None:
                 label=f"{SOLVERS[solver]}: α = {alpha:.3f}")  # fmt: skip
     ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel=AXES[kind or pair["normalisation"]],
            xlim=(-0.02, 1.02))  # fmt: skip
+
+
+def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: ArrayLike) -> None:
+    """Draw the sum of all losses over two coefficients, `(n, n)`, and the points of each search."""
+    lines = ax.contourf(at, at, np.transpose(values), levels=20, cmap="cividis")
+    ax.figure.colorbar(lines, label="sum of the normalised losses")
+    ax.plot(*np.transpose(said["trace"]), ".", color="white", label="visits of the joint search")
+    for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
+        ax.plot(*search["alpha"], marker, mec="white", ms=9, label=JOINT[name], clip_on=False)
+    ax.set(xlabel=f"α of {said['labels'][1]}", ylabel=f"α of {said['labels'][2]}")
+    ax.set_aspect("equal")
 
 
 def legend_below(ax: mpl.axes.Axes, columns: int = 2) -> None:

@@ -126,6 +126,10 @@ class Run:
     def samples(self, patching: str) -> Path:
         return self._file(f"results/{self.name}/samples", patching, "json")
 
+    def joint(self, number: int, suffix: str) -> Path:
+        """The searches of one of the profile's trios, or their evaluations."""
+        return self.results / "joint" / f"{number}.{suffix}"
+
     def pair(self, supported: str, patching: str) -> Path:
         return self.results / "pairs" / f"{supported}-{patching}.json"
 

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
-from paintlib.fits import fit_parts, log_spline, window
+from paintlib.fits import POINTS, fit_parts, log_spline, window
 from paintlib.normalisation import normaliser
-from paintlib.objective import PairObjective
+from paintlib.objective import Alpha, PairObjective
 from paintlib.solver import Evaluation, Solution, XTol
 
 __all__ = [
-    "StandardError", "bootstrap", "contributions", "difference", "images_needed", "second_valley",
-    "standard_error", "tolerance",
+    "Bound", "StandardError", "bootstrap", "bound", "contributions", "difference", "images_needed",
+    "second_valley", "standard_error", "tolerance",
 ]  # fmt: skip
 
 Samples = Solution | Iterable[Evaluation]
@@ -23,36 +24,45 @@ Samples = Solution | Iterable[Evaluation]
 class StandardError(NamedTuple):
     """How alpha* and the sum there would vary from one draw of images to another."""
 
-    alpha: float  # NaN where alpha* is an end of the bracket, or the curvature is not positive
+    alpha: float  # NaN at an end of the bracket or without a positive curvature: see `bound`
     value: float
 
 
-def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
-    """Return what each image adds to its task's normalised loss, an array `(images,)` per task.
+class Bound(NamedTuple):
+    """A limit of alpha*: alpha* is at most `alpha` if `below`, else at least."""
 
-    The mean of an array is the normalised loss, its variance over the number of images the squared
-    sampling error. The error of the scale, which comes from the same images, is carried along to
-    first order (the delta method). None where `alpha` was not evaluated.
+    alpha: float
+    below: bool
+
+
+def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.float64], ...] | None:
+    """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
+
+    The mean of an array is the normalised, weighted loss, its variance over the number of images
+    the squared sampling error. The error of the scale, which comes from the same images, is carried
+    along to first order (the delta method). None where `alpha`, or what the scale takes, was not
+    evaluated.
     """
-    if not objective.known(alpha):
+    if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
     rows = []
     for i, (offset, unit) in enumerate(objective.normalisers):
         own = objective.images(alpha)[i].losses
         offsets, units = np.full_like(own, offset), np.full_like(own, unit)  # by image
         if objective.normalisation == "zero_shot":
-            units = objective.images(0.0)[i].losses
+            units = objective.images(objective.origin)[i].losses
         elif objective.normalisation == "minmax":
             curve = [objective.images(sample)[i] for sample in objective.samples]
             offsets = min(curve, key=lambda images: images.score.loss).losses
             units = max(curve, key=lambda images: images.score.loss).losses - offsets
         # (L - o) / u, with the error of each of the three added to first order
         value = (own.mean() - offset) / unit
-        rows.append((own - offsets - value * (units - unit)) / unit)
+        rows.append(objective.weights[i] * ((own - offsets - value * (units - unit)) / unit))
     return tuple(rows)
 
 
-def difference(objective: PairObjective, first: float, second: float) -> tuple[float, float] | None:
+def difference(objective: PairObjective, first: Alpha,
+               second: Alpha) -> tuple[float, float] | None:  # fmt: skip
     """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
 
     Both are measured on the same images, so most of the error of either cancels. None where one
@@ -79,25 +89,52 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
     if lowest is None:
         return None
     value = math.sqrt(sum(map(_variance, lowest)))
-    # differences of samples that all but coincide would be differences of rounding errors
-    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    kept = [best]
-    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
-            kept.append(sample)
+    kept = _spread(samples, best, objective.noise)
     known = [sample for sample in kept if objective.known(sample.alpha)]
     if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
     chosen = window(sorted(known))
-    centre = np.array([sample.alpha for sample in chosen]) - best.alpha
-    # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
-    scale = np.abs(centre).max()
-    powers = np.vander(centre / scale, increasing=True).T
-    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
-    columns = zip(*(contributions(objective, sample.alpha) or () for sample in chosen), strict=True)
-    spread = math.sqrt(sum(_variance(weights @ np.stack(column)) for column in columns))
+    columns = [contributions(objective, sample.alpha) or () for sample in chosen]
+    _, spread = _slope([sample.alpha for sample in chosen], columns, best.alpha)
     curvature = fit_parts(kept).curvature(best.alpha)
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
+
+
+def bound(objective: PairObjective, samples: Samples, probability: float = 0.95, *,
+          below: bool | None = None) -> Bound | None:  # fmt: skip
+    """Return the alpha that alpha* is below, or above, with a probability, also near an end.
+
+    A quasi-convex sum has its minimum below every alpha at which it rises. The bound is the first
+    alpha, from the lowest sample on, at which the slope is above 0 by more than the one-sided
+    quantile of its sampling error; inside the bracket that is about alpha* + 1.645 errors. Where
+    there is none it is the end of the samples, which is all that is known then. Unless `below` is
+    given, the bound faces the further end. The slope is that of the polynomial through the six
+    known samples nearest. None where fewer than three of `samples`, or not the lowest, are known.
+
+    Raises:
+        ValueError: `probability` is not between 0.5 and 1.
+    """
+    if not 0.5 <= probability < 1:
+        raise ValueError(f"probability is {probability}; give one from 0.5 to 1, 0.95 for instance")
+    samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
+    best = min(samples, key=lambda sample: sample.value)
+    low, high = samples[0].alpha, samples[-1].alpha
+    known = [
+        sample
+        for sample in _spread(samples, best, objective.noise)
+        if contributions(objective, sample.alpha)
+    ]
+    if len(known) < 3 or best not in known:
+        return None
+    below = 2 * best.alpha <= low + high if below is None else below
+    sign, quantile = 1 if below else -1, float(special.ndtri(probability))
+    rows = {sample.alpha: contributions(objective, sample.alpha) or () for sample in known}
+    for alpha in np.linspace(best.alpha, high if below else low, 257).tolist():
+        near = sorted(rows, key=lambda other: abs(other - alpha))[:POINTS]
+        slope, spread = _slope(near, [rows[other] for other in near], alpha)
+        if sign * slope > quantile * spread:
+            return Bound(alpha, below)
+    return Bound(high if below else low, below)
 
 
 def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
@@ -152,24 +189,58 @@ def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, fl
 
 
 def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes: Sequence[int],
-              normalisation: str, draws: int = 500, seed: int = 0) -> StandardError:  # fmt: skip
+              normalisation: str, draws: int = 500, seed: int = 0,
+              weights: Sequence[float] | None = None) -> StandardError:  # fmt: skip
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
     Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
     and minimises the sum of the curves on [0, 1], drawn through the samples by `log_spline`.
     `alphas` are `(k,)`, ascending, the first 0; `losses` are nats, per task and image at each
-    alpha, `(k, images)`; `classes` and `normalisation` are those of `PairObjective`.
+    alpha, `(k, images)`; `classes`, `normalisation` and `weights` are those of `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
     total = np.zeros((draws, len(dense)))
-    for rows, count in zip(losses, classes, strict=True):
+    for rows, count, weight in zip(losses, classes, weights or [1.0] * len(losses), strict=True):
         images = rows.shape[1]
         counts = generator.multinomial(images, [1 / images] * images, draws)
         for row, curve in zip(total, counts @ rows.T / images, strict=True):
             offset, unit = normaliser(normalisation, curve.tolist(), count)
-            row += (log_spline(alphas, curve)(dense) - offset) / unit
+            row += weight * ((log_spline(alphas, curve)(dense) - offset) / unit)
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
+
+
+def _slope(alphas: Sequence[float], rows: Sequence[Sequence[NDArray[np.float64]]],
+           at: float) -> tuple[float, float]:  # fmt: skip
+    """Return the slope of the sum at an alpha, by what images add at `alphas`, and its error."""
+    centre = np.array(alphas) - at
+    # weights d with sum_k d_k f(alpha_k) = f'(at) for every polynomial f of this degree
+    scale = np.abs(centre).max()
+    powers = np.vander(centre / scale, increasing=True).T
+    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
+    slopes = [weights @ np.stack(column) for column in zip(*rows, strict=True)]
+    mean = math.fsum(float(slope.mean()) for slope in slopes)
+    return mean, math.sqrt(sum(map(_variance, slopes)))
+
+
+def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[Evaluation]:
+    """Return the samples, nearest to the best first, whose differences are more than rounding."""
+    width = samples[-1].alpha - samples[0].alpha
+
+    def apart(distance: float) -> list[Evaluation]:
+        kept = [best]
+        for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+            if min(abs(sample.alpha - other.alpha) for other in kept) >= distance:
+                kept.append(sample)
+        return kept
+
+    if not noise:
+        return apart(1e-3 * width)
+    curvature = fit_parts(apart(0.1 * width)).curvature(best.alpha) if len(samples) > 2 else 0.0
+    # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
+    known = curvature > 0 and not math.isnan(noise)
+    distance = math.sqrt(24 * noise / curvature) if known else width
+    return apart(min(max(distance, 1e-3 * width), 0.1 * width))
 
 
 def _variance(row: NDArray[np.float64]) -> float:

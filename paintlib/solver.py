@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -53,6 +53,9 @@ class Status(enum.Enum):
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
     UNVERIFIED = "the minimum of a fit, not evaluated: its value is the fit's; verify=True is sure"
+    AT_CEILING = "a ceiling keeps alpha from the minimum of the sum: a higher one lowers the sum"
+    ABOVE_CEILING = "no alpha seen obeys every ceiling: raise it, lower its probability, add images"
+    NOISE = "the rest is rounding noise: for a finer alpha evaluate in float32, or on more images"
     BUDGET = "evaluations ran out before the tolerance was met; raise max_evals or widen xtol"
 
 
@@ -130,7 +133,8 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
 
 
 def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float | XTol = 1e-3,
-                max_evals: int | None = None, known: Known = ()) -> Solution:  # fmt: skip
+                max_evals: int | None = None, known: Known = (),
+                noise: float | None = None) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
@@ -142,7 +146,9 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
     (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default to six, and one
-    for each end that is not `known`. The rest, answer (or BUDGET) and errors as for `quintic`.
+    for each end that is not `known`. `noise` is the standard deviation of the rounding of a value,
+    by default the `noise` of the objective, if it has one, or 0: a fit that promises less than
+    twice that ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
@@ -152,6 +158,7 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     missing = sum(not record.find(end) for end in (low, high))
     tolerance = xtol if callable(xtol) else lambda _: xtol
     budget = 6 + missing if max_evals is None else max_evals
+    noise = record.noise = record.noise if noise is None else noise
     record.limit(tolerance(record.samples), budget, at_least=missing)
     for end in (low, high):
         record(end)
@@ -165,10 +172,16 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
             return record.solution(record.place())
         if record.flat() and len(record.samples) >= POINTS:
             return record.solution(Status.FLAT)
-        target = fit_parts(record.samples).minimum(a, b)
+        fit = fit_parts(record.samples)
+        target = fit.minimum(a, b)
         still = abs(target - best.alpha) <= near
+        # what rounding hides: the rest of the way down, and xtol where the valley is flat
+        quiet = noise > 0 and best.value - float(fit(target)) <= 2 * noise
+        blunt = noise > 0 and fit.curvature(target) * near**2 / 2 <= 4 * noise
         if still and record.foreseen(near):
-            return record.solution(Status.CONVERGED)
+            return record.solution(Status.NOISE if blunt else Status.CONVERGED)
+        if quiet and (record.foreseen(near, noise) or not record.budget):
+            return record.solution(Status.NOISE)
         if not record.budget:
             return record.solution(Status.BUDGET)
         steps.append(abs(target - best.alpha))
@@ -238,6 +251,18 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     return record.solution(record.place() if result.success else Status.BUDGET)
 
 
+if TYPE_CHECKING:
+    from paintlib.joint import joint as joint
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "joint":
+            raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
+        from paintlib.joint import joint  # it stands on this module
+
+        return joint
+
+
 class _Record:
     """What is known about the objective so far; checks, counts and sorts its evaluations."""
 
@@ -246,6 +271,8 @@ class _Record:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
         self.objective, self.width, self.budget = objective, high - low, 0
+        noise = float(getattr(objective, "noise", 0.0))
+        self.noise = noise if noise > 0 else 0.0  # NaN: unknown
         self.samples: list[Evaluation] = []  # ascending in alpha
         self.fresh: list[Evaluation] = []
         for alpha, value, parts in sorted(known):
@@ -302,15 +329,17 @@ class _Record:
         share = GOLDEN if left.value <= right.value else 1 - GOLDEN
         return left.alpha + share * (right.alpha - left.alpha)
 
-    def foreseen(self, near: float) -> bool:
+    def foreseen(self, near: float, noise: float = 0.0) -> bool:
         """Return whether a fit that has not seen the best point has its minimum there as well."""
         best = self.best()
         if best.alpha in (self.low, self.high) or len(self.samples) < POINTS - 1:
             return False
         fit = fit_parts(sample for sample in self.samples if sample is not best)
         scale = max(abs(best.value), self.span())
-        good = abs(float(fit(best.alpha)) - best.value) <= AGREE * scale
-        return good and abs(fit.minimum(*self.bracket()) - best.alpha) <= near
+        here, target = float(fit(best.alpha)), fit.minimum(*self.bracket())
+        good = abs(here - best.value) <= max(AGREE * scale, 4 * noise)
+        there = abs(target - best.alpha) <= near or here - float(fit(target)) <= 2 * noise
+        return good and there
 
     def span(self) -> float:
         values = [sample.value for sample in self.samples]
@@ -334,7 +363,7 @@ class _Record:
         values = [sample.value for sample in self.samples]
         if self.flat() and len(values) >= POINTS:
             status = Status.FLAT
-        elif quasiconvexity_violation(values) > NOISE * self.span():
+        elif quasiconvexity_violation(values) > max(NOISE * self.span(), 4 * self.noise):
             status = Status.NOT_QUASICONVEX
         alpha, value = found or self.best()[:2]
         trace = (*(sample for sample in self.samples if sample not in self.fresh), *self.fresh)

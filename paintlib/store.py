@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paintlib.files import replacing
-from paintlib.objective import ImageScores
+from paintlib.objective import Alpha, ImageScores, position, same_images
 
 try:
     import fcntl
@@ -21,6 +22,7 @@ __all__ = ["Store"]
 
 SAME = 1e-9  # alphas closer than this are one: another processor repeats a root to rounding only
 FIELDS = ("alphas", "losses", "correct")
+MORE = ("digest", "eps")  # of a task, if known
 
 
 class Store:
@@ -29,7 +31,10 @@ class Store:
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
     The file holds `key`, a JSON string, and per task `NAME.alphas (k,)`, `NAME.losses (k, images)`
-    and `NAME.correct (k, images)`, for `numpy.load`.
+    and `NAME.correct (k, images)`, for `numpy.load`; where they are known, also `NAME.digest`, of
+    the images in their order, and `NAME.eps`, the precision if it is below that of float32. Of
+    several patches, alpha is a tuple of one coefficient per patch, and `NAME.alphas (k, patches)`;
+    one file holds one kind.
 
     Args:
         file: the `.npz`; the first `put` makes it, with its folder.
@@ -45,7 +50,7 @@ class Store:
     def __init__(self, file: Path | str, key: Mapping[str, str] | None = None, *,
                  writable: bool = True) -> None:  # fmt: skip
         self.file, self.key, self._writable = Path(file), dict(key or {}), writable
-        self._rows: dict[str, dict[float, ImageScores]] = {}
+        self._rows: dict[str, dict[Any, ImageScores]] = {}
         self._read()
 
     @property
@@ -53,32 +58,38 @@ class Store:
         """The names of the tasks, sorted."""
         return tuple(sorted(self._rows))
 
-    def alphas(self, task: str) -> tuple[float, ...]:
+    def alphas(self, task: str) -> tuple[Any, ...]:
         """Return where `task` is evaluated, ascending; nothing if it is unknown."""
         return tuple(sorted(self._rows.get(task, ())))
 
-    def get(self, alpha: float, task: str) -> ImageScores | None:
+    def get(self, alpha: Alpha, task: str) -> ImageScores | None:
         """Return what is stored of `task` at `alpha`, or within 1e-9 of it; else None."""
         rows = self._rows.get(task, {})
-        nearest = min(rows, key=lambda stored: abs(stored - alpha), default=math.inf)
-        return rows[nearest] if abs(nearest - alpha) <= SAME else None
+        nearest = min(rows, key=lambda stored: _distance(stored, alpha), default=math.inf)
+        return rows[nearest] if _distance(nearest, alpha) <= SAME else None
 
-    def put(self, alpha: float, scores: Mapping[str, ImageScores]) -> None:
+    def put(self, alpha: Alpha, scores: Mapping[str, ImageScores]) -> None:
         """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
-        if not math.isfinite(alpha):
+        if not np.isfinite(alpha).all():
             raise ValueError(f"alpha = {alpha} is not a finite number")
         with self._updating():
             for task, row in scores.items():
-                self._add(task, float(alpha), row)
+                self._add(task, position(alpha), row)
 
-    def _add(self, task: str, alpha: float, row: ImageScores) -> None:
-        row = ImageScores(np.array(row.losses, "<f8"), np.array(row.correct, bool))
+    def _add(self, task: str, alpha: Alpha, row: ImageScores) -> None:
+        correct = np.array(row.correct)
+        correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
+        row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
         rows = self._rows.get(task, {})
+        if np.shape(other := next(iter(rows), alpha)) != np.shape(alpha):
+            raise ValueError(f"alpha = {alpha}, but {other} is in {self.file}; use another file")
         images = len(next(iter(rows.values()), row).losses)
         if not row.losses.shape == row.correct.shape == (images,):
             shapes = f"losses {row.losses.shape} and hits {row.correct.shape} at alpha = {alpha}"
             there = f"{images} images elsewhere in {self.file}"
             raise ValueError(f"task {task!r} has {shapes}, but {there}; use another file")
+        known = next((other.digest for other in rows.values() if other.digest), "")
+        same_images(task, alpha, known, row.digest)
         self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
@@ -91,7 +102,9 @@ class Store:
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
-                    found += [(task, float(alpha), ImageScores(*row)) for alpha, *row in rows]
+                    more = {name: content[f"{task}.{name}"].item() for name in MORE
+                            if f"{task}.{name}" in content}  # fmt: skip
+                    found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
@@ -107,7 +120,13 @@ class Store:
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
-            rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
+            own = self._rows[task]
+            rows = [(alpha, *own[alpha]) for alpha in self.alphas(task)]
+            # unknown and float32 are left out: a file of before stays as it was
+            if digest := max(row.digest for row in own.values()):
+                arrays[f"{task}.digest"] = np.array(digest)
+            if (eps := max(row.eps for row in own.values())) > np.finfo("f4").eps:
+                arrays[f"{task}.eps"] = np.array(eps)
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
                 values = np.array(column)
                 lossless = name == "losses" and (values == values.astype("<f4")).all()
@@ -129,3 +148,10 @@ class Store:
             self._read()
             yield
             self._write()
+
+
+def _distance(first: Alpha, second: Alpha) -> float:
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second)
+    same = np.shape(first) == np.shape(second)
+    return float(np.abs(np.subtract(first, second)).max()) if same else math.inf

@@ -1,0 +1,301 @@
+"""Checkpoints as they lie on disk: read in every common form, LoRA adapters merged, written."""
+
+import fnmatch
+import json
+import math
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from paintlib.files import replacing
+
+__all__ = ["Globs", "locate", "merged", "read", "read_pair", "strip", "write"]
+
+Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth",
+         "*.ckpt")  # fmt: skip
+PLAIN = ("model.safetensors", "pytorch_model.bin")  # what a folder's file is called beside others
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+         torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.weight"}
+
+
+def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, of a file as memory mapped where it can be.
+
+    Args:
+        source: a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
+            a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with
+            one of these, or the id of a repository on the Hub, `owner/name` or `owner/name@tag`.
+        entry: which dict is meant, where there are several or one of averaged weights (EMA);
+            `a.b` is `b` inside `a`.
+
+    Raises:
+        ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
+        FileNotFoundError: there is no such file.
+        ImportError: it is an id, and huggingface_hub is not installed.
+    """
+    if isinstance(source, nn.Module):
+        return dict(source.state_dict())
+    if isinstance(source, Mapping):
+        return _state(source, entry, "the dict")
+    path = locate(source)
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    return _read_file(path, entry)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the file of weights that a path or an id of the Hub means; errors as `read`."""
+    path = Path(source)
+    if not path.exists():
+        path = _fetch(os.fspath(source))
+    if not path.is_dir():
+        return path
+    for kind in KINDS:
+        found = sorted(path.glob(kind))
+        found = [file for file in found if file.name in PLAIN] or found
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path} holds {len(found)} files of weights: {names}; name one")
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"{path} holds no weights; looked for {', '.join(KINDS)}")
+
+
+def _fetch(name: str) -> Path:
+    repository, _, revision = name.partition("@")
+    suffixes = {kind.rpartition(".")[2] for kind in KINDS}
+    like_a_file = repository.rpartition(".")[2] in suffixes or Path(repository).parent.exists()
+    if like_a_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
+        raise FileNotFoundError(f"{name} is not there")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        said = f"{name!r} is no file here; as an id of the Hub it needs"
+        raise ImportError(f"{said} `pip install huggingface_hub`") from error
+    for patterns in (["*.safetensors", "*.json"], ["*.bin", "*.json"]):
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        if any(Path(folder).glob(patterns[0])):
+            break
+    return Path(folder)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    places = json.loads(index.read_text("utf-8"))["weight_map"]
+    shards = {name: _read_file(index.parent / name, None) for name in sorted({*places.values()})}
+    if lost := [name for name, file in places.items() if name not in shards[file]]:
+        said = f"{len(lost)} tensors of {index} are not in their shards, first: {lost[0]!r}"
+        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
+    return {name: shards[file][name] for name, file in places.items()}
+
+
+def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; fetch it, or the whole folder, again")
+    if path.suffix != ".safetensors":
+        try:
+            content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            remedy = "if you trust it, load it yourself with torch.load and pass its state dict"
+            raise ValueError(f"{path} holds more than tensors, or is damaged; {remedy}") from error
+        return _state(content, entry, str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            ties = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file; fetch it again") from error
+    # safetensors.torch.save_model notes so which names it dropped
+    dropped = {name: kept for name, kept in ties.items() if kept in tensors}
+    return {**{name: tensors[kept] for name, kept in dropped.items()}, **tensors}
+
+
+def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:
+    states = dict(_states(content)) if isinstance(content, Mapping) else {}
+    inner = [name for name in states if name]
+    if not states:
+        raise ValueError(f"{where} holds no state dict: no floating point tensor under a name")
+    if not inner:  # a plain state dict leaves nothing to choose
+        return states[""]
+    if entry is not None and entry not in inner:
+        raise ValueError(f"{where} has no state dict {entry!r}; it has {', '.join(inner)}")
+    averaged = re.search(r"ema|swa|averag", inner[0], re.IGNORECASE)
+    if entry is None and (len(inner) > 1 or averaged):
+        what = f"{len(inner)} state dicts" if len(inner) > 1 else "averaged weights alone"
+        raise ValueError(f"{where} holds {what}: {', '.join(inner)}; choose by entry={inner[0]!r}")
+    return states[entry or inner[0]]
+
+
+def _states(content: Mapping[Any, Any], name: str = "") -> Iterable[tuple[str, dict[str, Tensor]]]:
+    """Yield each dict of floating point tensors in `content`, but what is of an optimizer."""
+    tensors = {k: t for k, t in content.items() if isinstance(t, Tensor) and isinstance(k, str)}
+    inner = [
+        found
+        for key, value in content.items()
+        if isinstance(value, Mapping) and isinstance(key, str)
+        if not re.search("optim|sched|scaler", key, re.IGNORECASE)
+        for found in _states(value, f"{name}.{key}" if name else key)
+    ]
+    yield from inner
+    if not inner and any(tensor.is_floating_point() for tensor in tensors.values()):
+        yield name, tensors
+
+
+def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of wrappers that all names carry, and the tensors without it.
+
+    >>> strip({"module.model.a": torch.ones(1), "module.model.b": torch.ones(1)})[0]
+    'module.model.'
+    """
+    names = list(tensors)
+    prefix = ""
+    while found := [p for p in PREFIXES if names and all(n.startswith(prefix + p) for n in names)]:
+        prefix += found[0]
+    return prefix, {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+
+
+class Globs:
+    """Names that fit one of `only`, if there is any, and none of `except_`.
+
+    A glob is matched with a name as it is, and with the name less the prefixes of wrappers.
+    """
+
+    def __init__(self, only: str | Sequence[str], except_: str | Sequence[str]) -> None:
+        self._only, self._except = ([p] if isinstance(p, str) else [*p] for p in (only, except_))
+
+    def chosen(self, *sides: Mapping[str, Tensor], strict: bool = False) -> list[dict[str, Tensor]]:
+        """Return what fits of each side; `strict` refuses a glob that fits nothing there."""
+        names = {name for side in sides for name in side}
+        for glob in [*self._only, *self._except] if strict else ():
+            if not any(_fits(name, glob) for name in names):
+                raise ValueError(f"no name fits {glob!r}; one is {min(names, default='')!r}")
+        return [{name: t for name, t in side.items() if self._fits(name)} for side in sides]
+
+    def _fits(self, name: str) -> bool:
+        wanted = not self._only or any(_fits(name, glob) for glob in self._only)
+        return wanted and not any(_fits(name, glob) for glob in self._except)
+
+
+def _fits(name: str, glob: str) -> bool:
+    bare = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(bare, glob)
+
+
+def read_pair(
+    sides: Sequence[Source], entries: Sequence[str | None], base: Source | None
+) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor] | None]:
+    """Return the tensors of two sides, adapters merged into their base; and the base, if any."""
+    files = [_adapter(side) for side in sides]
+    plain = [None if file else read(side, entry)
+             for file, side, entry in zip(files, sides, entries, strict=True)]  # fmt: skip
+    if not any(files):
+        return [side for side in plain if side is not None], None
+    root = read(base) if base is not None else plain[0] or plain[1]
+    if root is None:
+        raise ValueError(f"{files[0]} and {files[1]} are adapters; name what they add to by base=")
+    whole = (side if file is None else merged(root, file)
+             for file, side in zip(files, plain, strict=True))  # fmt: skip
+    return [side for side in whole if side is not None], root
+
+
+def _adapter(source: Source) -> Path | None:
+    """Return the file of a LoRA adapter's weights, if `source` is one as PEFT saves it."""
+    if isinstance(source, nn.Module | Mapping):
+        return None
+    path = locate(source)
+    there = path.name.startswith("adapter_") and (path.parent / "adapter_config.json").exists()
+    return path if there else None
+
+
+def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
+
+    The scale s is lora_alpha / r, or lora_alpha / sqrt(r) with rslora. What the adapter holds as a
+    whole (`modules_to_save`, biases) replaces that of the base.
+
+    Raises:
+        ValueError: it is no plain LoRA, or a tensor of it has no place in the base.
+    """
+    config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
+    kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+    start = config.get("init_lora_weights", True)
+    if kind != "LORA" or start not in (True, False, None, "gaussian", "eva", "orthogonal"):
+        what = f"type {kind}" if kind != "LORA" else f"LoRA begun by {start!r}, with a base its own"
+        raise ValueError(f"{file} is an adapter of {what}; merge it with PEFT")
+    found = dict(base)
+    parts = {name.removeprefix("base_model.model."): t for name, t in read(file).items()}
+    for name, part in parts.items():
+        module, _, kind = name.rpartition(".lora_")
+        if module and kind in FACTORS.values():
+            continue
+        if module and (kind not in FACTORS or f"{module}.lora_{FACTORS[kind]}" not in parts):
+            raise ValueError(f"{name!r} of {file} is not of a plain LoRA; merge it with PEFT")
+        target = f"{module}.{'bias' if kind == 'B.bias' else 'weight'}" if module else name
+        homes = [n for n in found if n == target] or [
+            n for n in found if target.endswith(f".{n}") or n.endswith(f".{target}")
+        ]  # some files leave out the name of the whole model
+        if len(homes) != 1:
+            said = f"{name!r} of {file} has {len(homes)} places in its base"
+            raise ValueError(f"{said}; is it the base that the adapter was trained on?")
+        weight = found[homes[0]]
+        if module:
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            factor, part = parts[f"{module}.lora_{FACTORS[kind]}"].to(dtype), part.to(dtype)
+            update = part if kind == "B.bias" else part.flatten(1) @ factor.flatten(1)
+            if kind == "embedding_B" or (config.get("fan_in_fan_out") and kind == "B.weight"):
+                update = update.T
+            scaled = update * _scale(config, module, len(factor))
+            if scaled.numel() == weight.numel() and scaled.ndim <= weight.ndim:
+                part = weight.to(dtype) + scaled.reshape(weight.shape)
+        if part.shape != weight.shape:
+            shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(weight.shape)} of the base"
+            raise ValueError(f"{name!r}: {shapes}; leave it out by except_, or merge it with PEFT")
+        found[homes[0]] = part
+    return found
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    patterns = (config.get("alpha_pattern") or {}).items()
+    own = [float(a) for key, a in patterns if re.fullmatch(rf"(.*\.)?({key})", module)]
+    alpha = own[0] if own else float(config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def write(file: Path | str, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+          chunks: Callable[[str], Iterable[Tensor]],
+          metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """Write a safetensors file, atomically, with no more than a chunk of it in memory.
+
+    Args:
+        file: what is written or replaced.
+        kinds: the type and shape of each tensor by name.
+        chunks: gives the flat pieces of a tensor, in order and of its type.
+        metadata: strings by name, kept in the file's header.
+    """
+    if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
+        raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # so all are aligned
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        dtype, shape = kinds[name]
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": CODES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(file) as part, part.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for chunk in chunks(name):
+                out.write(chunk.cpu().contiguous().view(torch.uint8).numpy().data)

@@ -1,0 +1,276 @@
+"""Several patches at once: one coefficient each, w(a) = w_zs + sum_k a_k (w_k - w_zs).
+
+As in `solver`, an objective maps the coefficients, a tuple of one float per patch, to one
+normalised loss per task (or to their sum): `PairObjective` does so with `WeightPatches`. All
+searches return a `JointSolution`, never worse than the best point they have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import interpolate, optimize
+
+from paintlib.fits import SAME
+from paintlib.solver import Bracket, Status, log_quintic
+
+if TYPE_CHECKING:
+    from torch import device, nn
+
+    from paintlib.interpolation import Weights
+
+__all__ = ["JointEvaluation", "JointSolution", "WeightPatches", "coordinatewise", "joint", "shared"]
+
+PROBE = 10  # how many xtol beside the best point a surface is put to the test
+
+Point = tuple[float, ...]
+JointObjective = Callable[[Point], float | Sequence[float]]
+
+
+class JointEvaluation(NamedTuple):
+    """One visit of the objective: coefficients, summed normalised loss, and each task's share."""
+
+    alpha: Point
+    value: float
+    parts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class JointSolution:
+    """The best coefficients a search has seen; attributes are those of `solver.Solution`."""
+
+    alpha: Point
+    value: float
+    status: Status
+    trace: tuple[JointEvaluation, ...]
+    evaluations: int
+
+
+class WeightPatches:
+    """The weights reached by several patches of one start; two coefficients span a plane.
+
+    Where one coefficient alone is not 0, they are bit for bit those of `WeightPath(start, end)`;
+    an integer tensor is that of the largest coefficient's path. Memory is one flat vector per
+    checkpoint.
+
+    Args:
+        start: the common weights, a module or its state dict.
+        ends: one or more fine-tuned ones, as for `WeightPath`, with its errors.
+        after: called with the model after each write.
+    """
+
+    def __init__(self, start: Weights, ends: Sequence[Weights],
+                 after: Callable[[nn.Module], Any] | None = None) -> None:  # fmt: skip
+        from paintlib.interpolation import WeightPath  # imports torch, the searches do without
+
+        if not ends:
+            raise ValueError("no fine-tuned weights are given; each patch needs its own")
+        self.paths, self.after = tuple(WeightPath(start, end) for end in ends), after
+        self._share()
+
+    @property
+    def origin(self) -> Point:
+        """The coefficients of the start."""
+        return (0.0,) * len(self.paths)
+
+    def to(self, where: device | str) -> Self:
+        """Move all weights to a device in place and return the patches."""
+        for path in self.paths:
+            path.to(where)
+        self._share()
+        return self
+
+    def set_(self, model: nn.Module, alpha: Sequence[float]) -> nn.Module:
+        """Write the weights of the coefficients `alpha` into `model` in place and return it.
+
+        Raises:
+            ValueError: there is not one finite coefficient per patch, or the model does not fit.
+        """
+        import torch
+
+        shares = tuple(map(float, np.atleast_1d(alpha)))
+        if len(shares) != len(self.paths) or not all(map(math.isfinite, shares)):
+            raise ValueError(f"alpha = {alpha}; give each of {len(self.paths)} patches a number")
+        lead = max(range(len(shares)), key=lambda k: abs(shares[k]))
+        self.paths[lead].set_(model, shares[lead])
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = model.state_dict(keep_vars=True)
+            for k, path in enumerate(self.paths):
+                if k != lead and shares[k]:
+                    start, end = path.unflatten(path.start), path.unflatten(path.end)
+                    for name in start:
+                        tensors[name].add_(end[name], alpha=shares[k])
+                        tensors[name].sub_(start[name], alpha=shares[k])
+        if self.after is not None:
+            self.after(model)
+        return model
+
+    def _share(self) -> None:
+        """Let all paths have one start, and write into one buffer."""
+        for path in self.paths[1:]:
+            path.start, path._bound = self.paths[0].start, self.paths[0]._bound
+
+
+def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0), *,
+          xtol: float = 5e-3, max_evals: int | None = None,
+          known: Iterable[JointEvaluation] = ()) -> JointSolution:  # fmt: skip
+    """Minimise over all coefficients at once, by surfaces through each task's log-losses.
+
+    It starts from the origin's corner, the ends and middles of the edges there and the middles of
+    the faces between: as many points as a quadratic has coefficients. A surface (a cubic radial
+    basis on a quadratic) through the log-loss of each task at all points seen gives the lowest sum
+    in the box, which is evaluated, and so on until it is within `xtol` of the best point, and is
+    so still when a point beside that one is known for each further coefficient.
+
+    Args:
+        objective: maps a tuple of coefficients to a loss, or to one per task, to be summed.
+        patches: how many coefficients.
+        bracket: the ends of each coefficient.
+        xtol: the largest distance of a coefficient.
+        max_evals: fresh evaluations, by default those of the start and 6 per patch.
+        known: evaluations already paid for, as along the axes by `solver.log_quintic`.
+
+    Raises:
+        ValueError: an argument is invalid, or a loss is not finite (its coefficients are named).
+
+    >>> joint(lambda a: [(a[0] - 0.3) ** 2 + 1, (a[1] - a[0]) ** 2 + 1], 2).status.name
+    'CONVERGED'
+    """
+    record = _Record(objective, patches, bracket, xtol, known)
+    low, width = record.low, record.high - record.low
+    edges = itertools.product((0.0, 0.5, 1.0), repeat=patches)
+    start = [step for step in edges if sum(step) in (0.0, 0.5, 1.0)]
+    record.budget = len(start) + 6 * patches if max_evals is None else max_evals
+    if record.budget < (fewest := sum(not record.find(low + width * s) for s in np.array(start))):
+        raise ValueError(f"max_evals is {max_evals}, but the start alone takes {fewest}")
+    for step in start:
+        record(low + width * np.array(step))
+    still = 0
+    while True:
+        target = record.lowest()
+        near = bool(np.abs(target - record.best().alpha).max() <= xtol)
+        still = still + 1 if near else 0
+        trial = record.probe(PROBE * xtol) if near or record.find(target) else target
+        if still == max(2, patches) or record.find(trial):
+            return record.solution(Status.CONVERGED)
+        if not record.budget:
+            return record.solution(Status.BUDGET)
+        record(trial)
+
+
+def coordinatewise(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0), *,
+                   xtol: float = 5e-3, rounds: int = 8,
+                   known: Iterable[JointEvaluation] = ()) -> JointSolution:  # fmt: skip
+    """Minimise over one coefficient after the other by `log_quintic`, a peer of `joint`.
+
+    It begins with all at the lower end of the bracket and ends when no coefficient of a round moves
+    by more than `xtol`. The arguments are those of `joint`.
+    """
+    record = _Record(objective, patches, bracket, xtol, known)
+    here = record.low.copy()
+    for _ in range(rounds):
+        before = here.copy()
+        for k in range(patches):
+
+            def line(value: float, k: int = k) -> Sequence[float]:
+                return record(np.concatenate([here[:k], [value], here[k + 1 :]])).parts
+
+            here[k] = log_quintic(line, bracket, xtol=xtol, known=record.along(here, k)).alpha
+        if np.abs(here - before).max() <= xtol:
+            return record.solution(Status.CONVERGED)
+    return record.solution(Status.BUDGET)
+
+
+def shared(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0), *,
+           xtol: float = 1e-3) -> JointSolution:  # fmt: skip
+    """Minimise over one coefficient that all patches share, by `log_quintic`, a peer of `joint`.
+
+    At 1 / patches it is the simple average of the fine-tuned weights.
+    """
+    record = _Record(objective, patches, bracket, xtol, ())
+    found = log_quintic(lambda a: record(np.full(patches, a)).parts, bracket, xtol=xtol)
+    return record.solution(found.status)
+
+
+class _Record:
+    """What is known about the objective so far; checks and counts its evaluations."""
+
+    def __init__(self, objective: JointObjective, patches: int, bracket: Bracket, xtol: float,
+                 known: Iterable[JointEvaluation]) -> None:  # fmt: skip
+        low, high = map(float, bracket)
+        if patches < 1 or not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"{patches} patches and the bracket {bracket}; give at least one "
+                             "patch, and two finite ends, the lower first")  # fmt: skip
+        if not 1e-8 * (high - low) <= xtol < high - low:
+            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {high - low}")
+        self.low, self.high = np.full(patches, low), np.full(patches, high)
+        self.objective, self.fresh, self.budget = objective, 0, 0
+        inside = (s for s in known if all(low <= a <= high for a in s.alpha))
+        self.samples = [self._checked(s.alpha, s.parts or s.value) for s in inside]
+
+    def __call__(self, alpha: ArrayLike) -> JointEvaluation:
+        if sample := self.find(alpha):
+            return sample
+        point = tuple(map(float, np.asarray(alpha)))
+        self.samples.append(self._checked(point, self.objective(point)))
+        self.fresh, self.budget = self.fresh + 1, self.budget - 1
+        return self.samples[-1]
+
+    def find(self, alpha: ArrayLike) -> JointEvaluation | None:
+        near = SAME * (self.high[0] - self.low[0])
+        return next((s for s in self.samples if np.allclose(s.alpha, alpha, 0, near)), None)
+
+    def along(self, point: NDArray[np.float64], k: int) -> Iterable[Any]:
+        """Yield the samples that differ from `point` in coefficient k alone, as known there."""
+        for sample in self.samples:
+            if np.allclose(np.delete(sample.alpha, k), np.delete(point, k), 0, SAME):
+                yield sample._replace(alpha=sample.alpha[k])  # type: ignore[arg-type]
+
+    def best(self) -> JointEvaluation:
+        return min(self.samples, key=lambda sample: sample.value)
+
+    def lowest(self) -> NDArray[np.float64]:
+        """Return where the sum of the surfaces is lowest in the box."""
+        points = np.array([sample.alpha for sample in self.samples])
+        parts = np.array([sample.parts for sample in self.samples])
+        logs = parts.min(0) > 0
+        surface = interpolate.RBFInterpolator(
+            points, np.where(logs, np.log(np.where(logs, parts, 1.0)), parts), kernel="cubic",
+            degree=2,
+        )  # fmt: skip
+
+        def total(at: NDArray[np.float64]) -> float:
+            rows = surface(at[None])[0]
+            return float(np.where(logs, np.exp(np.minimum(rows, 600.0)), rows).sum())
+
+        box = [*zip(self.low, self.high, strict=True)]
+        starts = sorted(self.samples, key=lambda sample: sample.value)[:3]
+        ends = [optimize.minimize(total, s.alpha, method="L-BFGS-B", bounds=box) for s in starts]
+        lowest = min(ends, key=lambda end: float(end.fun)).x
+        return np.asarray(np.clip(lowest, self.low, self.high))
+
+    def probe(self, step: float) -> NDArray[np.float64]:
+        """Return a point beside the best, in the direction that the points near it say least of."""
+        best = np.array(self.best().alpha)
+        apart = np.array([sample.alpha for sample in self.samples]) - best
+        apart /= np.square(apart).sum(1, keepdims=True) + step**2
+        direction = np.linalg.eigh(apart.T @ apart)[1][:, 0]
+        sides = (np.clip(best + s * direction, self.low, self.high) for s in (step, -step))
+        return max(sides, key=lambda side: float(np.abs(side - best).sum()))
+
+    def solution(self, status: Status) -> JointSolution:
+        best = self.best()
+        return JointSolution(best.alpha, best.value, status, tuple(self.samples), self.fresh)
+
+    def _checked(self, alpha: Point, result: float | Sequence[float]) -> JointEvaluation:
+        parts = tuple(np.atleast_1d(np.asarray(result, float)).tolist())
+        if len(alpha) != len(self.low) or not all(map(math.isfinite, parts)):
+            raise ValueError(f"losses {parts} at alpha = {alpha}; each must be finite, with "
+                             f"{len(self.low)} coefficients; narrow the bracket")  # fmt: skip
+        return JointEvaluation(tuple(alpha), math.fsum(parts), parts)
