@@ -24,12 +24,13 @@ PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, non
 
 
 class _Part(NamedTuple):
-    """What the examples of a batch cost `(n,)`, their hits, which count, and who they are."""
+    """Of a batch: costs and hits `(n,)`, which count, who they are, and to what precision."""
 
     losses: Tensor
     hits: Tensor
     kept: Tensor
     leaves: dict[str, Tensor]
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class TaskLoss:
             coarsest.close()
         if not len(losses):
             raise ValueError(f"no image to score: all labels of `batches` are {IGNORED}")
-        return ImageScores(losses, hits, _digest([part.leaves for part in parts]), coarsest.eps)
+        eps = max(coarsest.eps, *(part.eps for part in parts))
+        return ImageScores(losses, hits, _digest([part.leaves for part in parts]), eps)
 
     def repeat(self, scores: ImageScores) -> None:
         """Score the first batch once more, and refuse it if it does not cost what `scores` says.
@@ -186,7 +188,8 @@ class TaskLoss:
             count = kept.flatten(1).sum(1)
             each, hits = (x.flatten(1).sum(1).double() / count.clamp(min=1) for x in (each, hits))
             kept = count > 0
-        return _Part(_rounded(each, logits.dtype), hits, kept, {"labels": labels}), labels, classes
+        each, eps = _rounded(each, logits.dtype), torch.finfo(logits.dtype).eps
+        return _Part(each, hits, kept, {"labels": labels}, eps), labels, classes
 
     def _own(self, number: int, batch: Any) -> tuple[_Part, None, int]:
         leaves = dict(_leaves(batch))
@@ -195,6 +198,7 @@ class TaskLoss:
         for name, call in (("loss", self.loss), ("correct", self.correct)):
             values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
             fits = isinstance(values, Tensor) and values.ndim == 1
+            fits = fits and (name == "correct" or values.is_floating_point())
             # tensors that agree on a length tell the number of examples
             if not fits or (len(sizes) == 1 and sizes != {len(values)}):
                 of = f" of {min(sizes)} examples" if len(sizes) == 1 else ""
@@ -206,7 +210,8 @@ class TaskLoss:
         integers = {name: leaf for name, leaf in leaves.items() if not leaf.is_floating_point()}
         shown = {name: _shown(leaf) for name, leaf in (integers or leaves).items()}
         kept = torch.ones_like(losses, dtype=torch.bool)
-        return _Part(_rounded(losses, losses.dtype), hits, kept, shown), None, 0
+        each, eps = _rounded(losses, losses.dtype), torch.finfo(losses.dtype).eps
+        return _Part(each, hits, kept, shown, eps), None, 0
 
 
 class _Coarsest:
