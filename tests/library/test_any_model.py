@@ -110,6 +110,8 @@ def test_an_ignored_label_is_left_out_of_every_mean():
     gradient, expected = TaskLoss(model, [(x, y)]).gradient(), alone.gradient()
     for name, part in gradient.items():
         torch.testing.assert_close(part, expected[name], rtol=1e-4, atol=1e-6)
+    unknown = (x, torch.full_like(y, -100))
+    assert pair_of([unknown, (x, y)]).score(0.5)[0].images == 6
     with pytest.raises(ValueError, match="no image to score: all labels of `batches` are -100"):
         TaskLoss(model, [(x, torch.full_like(y, -100))]).score()
 
@@ -402,10 +404,10 @@ def drawn(seed, images=500, dtype=None):
 
 @functools.cache
 def spread():
-    """Return where alpha* is, and its standard deviation over 80 draws of 500 images."""
-    objective, alphas = drawn(99, 40_000), np.linspace(0.0, 1.0, 11)
+    """Return where alpha* is, and its standard deviation over 60 draws of 500 images."""
+    objective, alphas = drawn(99, 30_000), np.linspace(0.0, 1.0, 9)
     dense = np.linspace(0.0, 1.0, 2001)
-    means = [np.stack([objective.images(alpha)[task].losses.reshape(80, 500).mean(1)
+    means = [np.stack([objective.images(alpha)[task].losses.reshape(60, 500).mean(1)
                        for alpha in alphas]) for task in (0, 1)]  # fmt: skip
     curves = sum(log_spline(alphas, mean / mean[0])(dense) for mean in means)
     best = dense[curves.argmin(0)]
@@ -415,7 +417,7 @@ def spread():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_ends_in_noise_at_the_right_alpha_with_the_right_error(dtype):
     errors, (centre, right_error) = [], spread()
-    for seed in range(5):
+    for seed in range(3):
         exact, half = drawn(seed), drawn(seed, dtype=dtype)
         found = solver.log_quintic(half, xtol=sampling.tolerance(half))
         right = solver.log_quintic(exact, xtol=1e-5, max_evals=30)

@@ -1,4 +1,4 @@
-"""Models of other libraries, small and at random: their batches and outputs, searched as they are."""
+"""Models of other libraries, small and at random: their batches and outputs, as they are."""
 
 import math
 
