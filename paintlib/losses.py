@@ -24,12 +24,14 @@ PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, non
 
 
 class _Part(NamedTuple):
-    """What the examples of a batch cost `(n,)`, their hits, which count, and who they are."""
+    """Of a batch: precision, costs and hits `(n,)`, which of them count, and who they are."""
 
+    eps: float
     losses: Tensor
     hits: Tensor
     kept: Tensor
     leaves: dict[str, Tensor]
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class TaskLoss:
 
     def evaluate(self) -> ImageScores:
         """Return what each image costs, in the order of the batches; errors as `score`."""
+        if not len((images := self._evaluate()).losses):
+            raise ValueError(f"no image to score: all labels of `batches` are {IGNORED}")
+        return images
+
+    def _evaluate(self) -> ImageScores:
         torch.clear_autocast_cache()  # it may hold the weights of another alpha
         parts, coarsest = [], _Coarsest(self.model)
         try:
@@ -85,9 +92,8 @@ class TaskLoss:
                 losses, hits = (torch.cat(list(c))[kept].cpu().numpy() for c in columns)
         finally:
             coarsest.close()
-        if not len(losses):
-            raise ValueError(f"no image to score: all labels of `batches` are {IGNORED}")
-        return ImageScores(losses, hits, _digest([part.leaves for part in parts]), coarsest.eps)
+        eps = max(coarsest.eps, *(part.eps for part in parts))
+        return ImageScores(losses, hits, _digest([part.leaves for part in parts]), eps)
 
     def repeat(self, scores: ImageScores) -> None:
         """Score the first batch once more, and refuse it if it does not cost what `scores` says.
@@ -96,7 +102,7 @@ class TaskLoss:
         by more is shuffled, augmented or dropped anew, and raises ValueError.
         """
         first = dataclasses.replace(self, batches=itertools.islice(self.batches, 1))
-        again = first.evaluate().losses
+        again = first._evaluate().losses
         with np.errstate(invalid="ignore"):  # a loss that is not finite is told with its alpha
             apart = np.abs(again - scores.losses[: len(again)])
         if np.linalg.norm(apart) > math.sqrt(scores.eps) * np.linalg.norm(again):
@@ -147,20 +153,20 @@ class TaskLoss:
             which = f"{len(training)} modules, first: {training[0] or 'the model itself'}"
             remedy = "call model.eval() before scoring it"
             raise ValueError(f"the model is in training mode ({which}); {remedy}")
-        score, checks = self._own if self.loss else self._cross_entropy, []
+        score, labelled = self._own if self.loss else self._cross_entropy, []
         for number, batch in enumerate(self.batches):
-            part, labels, classes = score(number, batch)
-            checks.append((labels, classes))
+            part = score(number, batch)
+            labelled.append((part.leaves.get("labels", part.hits), part.classes))
             yield part
-        if not checks:
+        if not labelled:
             raise ValueError("no image to score: `batches` is empty or a generator already used up")
-        for number, (labels, classes) in enumerate(checks):  # at the end: one wait for the device
-            if labels is not None and bool((wrong := _outside(labels, classes)).any()):
+        for number, (labels, classes) in enumerate(labelled):  # one wait for the device, at the end
+            if classes and (wrong := _outside(labels, classes)).any():
                 said = f"batch {number}: label {int(labels[wrong][0])} is out of bounds"
                 remedy = f"labels are 0 to {classes - 1}, or {IGNORED} for what has none"
                 raise IndexError(f"{said} for {classes} classes; {remedy}")
 
-    def _cross_entropy(self, number: int, batch: Any) -> tuple[_Part, Tensor | None, int]:
+    def _cross_entropy(self, number: int, batch: Any) -> _Part:
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not (pair and isinstance(batch[1], Tensor)):
             remedy = "give loss=lambda model, batch: ..., with one value per example"
@@ -173,9 +179,7 @@ class TaskLoss:
             raise ValueError(f"batch {number}: the model returns {_said(logits)}; {remedy}")
         fits = logits.ndim > 1 and labels.shape == logits.shape[:1] + logits.shape[2:]
         if not fits or labels.is_floating_point():
-            remedy = (
-                "logits are (n, classes) or (n, classes, t, ...), labels integers without axis 1"
-            )
+            remedy = "logits are (n, classes, ...), labels integers of that shape without axis 1"
             raise ValueError(f"batch {number}: labels are {_said(labels)}, "
                              f"logits {_said(logits)}; {remedy}")  # fmt: skip
         classes = logits.shape[1]
@@ -186,9 +190,9 @@ class TaskLoss:
             count = kept.flatten(1).sum(1)
             each, hits = (x.flatten(1).sum(1).double() / count.clamp(min=1) for x in (each, hits))
             kept = count > 0
-        return _Part(_rounded(each, logits.dtype), hits, kept, {"labels": labels}), labels, classes
+        return _part(each, logits.dtype, hits, kept, {"labels": labels}, classes)
 
-    def _own(self, number: int, batch: Any) -> tuple[_Part, None, int]:
+    def _own(self, number: int, batch: Any) -> _Part:
         leaves = dict(_leaves(batch))
         sizes = {len(leaf) for leaf in leaves.values() if leaf.ndim}
         columns: list[Tensor] = []
@@ -206,7 +210,7 @@ class TaskLoss:
         integers = {name: leaf for name, leaf in leaves.items() if not leaf.is_floating_point()}
         shown = {name: _shown(leaf) for name, leaf in (integers or leaves).items()}
         kept = torch.ones_like(losses, dtype=torch.bool)
-        return _Part(_rounded(losses, losses.dtype), hits, kept, shown), None, 0
+        return _part(losses, losses.dtype, hits, kept, shown)
 
 
 class _Coarsest:
@@ -234,9 +238,10 @@ def _outside(labels: Tensor, classes: int) -> Tensor:
     return ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
 
 
-def _rounded(losses: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float64 with the digits of float32: logits have no more, and a store needs no more."""
-    return losses.to(torch.promote_types(dtype, torch.float32)).double()
+def _part(losses: Tensor, dtype: torch.dtype, *rest: Any) -> _Part:
+    # what has been computed has no more digits, and float32 takes half the room in a store
+    losses = losses.to(torch.promote_types(dtype, torch.float32)).double()
+    return _Part(torch.finfo(dtype).eps, losses, *rest)
 
 
 def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -244,7 +249,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, T
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        if value.layout is torch.strided and not value.is_nested:
+        if value.layout is torch.strided and not (value.is_nested or value.is_complex()):
             yield name, value
     elif isinstance(value, (str, bytes, int, float)):
         digest = hashlib.blake2b(repr(value).encode(), digest_size=7).digest()
@@ -258,7 +263,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, T
 
 def _shown(leaf: Tensor) -> Tensor:
     """Return a few numbers of each example, on the host, so that the batch itself can go."""
-    flat = leaf.reshape(len(leaf), -1) if leaf.ndim else leaf.reshape(1, 1)
+    flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
     return flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
 
 

@@ -180,7 +180,8 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
         blunt = noise > 0 and fit.curvature(target) * near**2 / 2 <= 4 * noise
         if still and record.foreseen(near):
             return record.solution(Status.NOISE if blunt else Status.CONVERGED)
-        if quiet and (record.foreseen(near, noise) or not record.budget):
+        drowned = max(record(end).value for end in (a, b)) - best.value <= 4 * noise
+        if (quiet and (record.foreseen(near, noise) or not record.budget)) or (noise and drowned):
             return record.solution(Status.NOISE)
         if not record.budget:
             return record.solution(Status.BUDGET)
