@@ -135,10 +135,9 @@ class WeightPath:
         for side, title in enumerate(("start", "end")):
             for name, span in self._spans.items():
                 if not all(part.isfinite().all() for part in self._at(span)[side].split(CHUNK)):
+                    said = f"the {title} weights are not finite, first in {name!r}"
                     hint = "make them again: the file is damaged or the training diverged"
-                    raise ValueError(
-                        f"the {title} weights are not finite, first in {name!r}; {hint}"
-                    )
+                    raise ValueError(f"{said}; {hint}")
         self._bound: weakref.WeakKeyDictionary[nn.Module, _Binding] = weakref.WeakKeyDictionary()
 
     @property
@@ -152,12 +151,8 @@ class WeightPath:
         return self._whole(1)
 
     def _whole(self, side: int) -> Tensor:
-        one = len(self._parts) == 1 and self._parts[0][side].dtype == self.dtype
-        return (
-            self._parts[0][side]
-            if one
-            else torch.cat([p[side].to(self.dtype) for p in self._parts])
-        )
+        wide = [part[side].to(self.dtype) for part in self._parts]  # copies no float32
+        return wide[0] if len(wide) == 1 else torch.cat(wide)
 
     def _at(self, span: _Span) -> tuple[Tensor, Tensor]:
         start, end = self._parts[span.part]
@@ -270,10 +265,9 @@ class WeightPath:
         ties = dict(self._ties)
         if model is not None:
             state = self.set_(model, alpha).state_dict()
-            named = sorted(self._named(state).items(), key=lambda item: item[0] not in self._dtypes)
-            tensors = dict(named)
-            ties |= _ties(tensors, tensors)
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in ties}
+            ours = sorted(self._named(state).items(), key=lambda item: item[0] not in self._dtypes)
+            ties |= _ties(dict(ours), dict(ours))
+            tensors = {name: tensor for name, tensor in ours if name not in ties}
         shapes = {name: pair[0].shape for name, pair in self._integers.items()} | self._shapes
         kinds = {name: (dtype, shapes[name]) for name, dtype in self._dtypes.items()}
         kinds |= {n: (self._dtypes.get(n, t.dtype), t.shape) for n, t in tensors.items()}
@@ -284,7 +278,7 @@ class WeightPath:
             if name in tensors:
                 yield from (c.to(dtype) for c in tensors[name].reshape(-1).split(CHUNK))
             elif name in self._integers:
-                yield self._integers[name][alpha >= 0.5].reshape(-1)
+                yield self._integers[name][alpha >= 0.5].reshape(-1).to(dtype)
             else:
                 ends = (end.split(CHUNK) for end in self._at(self._spans[name]))
                 for start, end in zip(*ends, strict=True):
@@ -300,9 +294,8 @@ class WeightPath:
             return out.copy_(end if alpha else start)
         if start.dtype == out.dtype == self.dtype:
             return torch.lerp(start, end, float(alpha), out=out)
-        pieces = (
-            flat.split(CHUNK // 16) for flat in (out, start, end)
-        )  # so that the cache holds one
+        size = max(CHUNK // 16, 1)  # the cache holds a few of these
+        pieces = (flat.split(size) for flat in (out, start, end))
         for piece, a, b in zip(*pieces, strict=True):
             piece.copy_(torch.lerp(a.to(self.dtype), b.to(self.dtype), float(alpha)))
         return out
@@ -323,19 +316,18 @@ class WeightPath:
         integers: dict[str, str] = {}
         for name in sorted(tensors, key=lambda n: self._ties.get(n, n) not in self._dtypes):
             home, tensor = self._ties.get(name, name), tensors[name]
-            first = homes.setdefault(_memory(tensor), home)
+            memory = _memory(tensor)
+            fresh, first = memory not in homes, homes.setdefault(memory, home)
             if home in self._dtypes:
                 theirs.setdefault(home, tensor)
                 if first != home and not self._same(first, home):
-                    said = (
-                        f"{first!r} and {home!r} are one tensor in the model, but two that differ"
-                    )
-                    raise ValueError(f"{said} in the checkpoints; untie them in the model")
+                    said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
+                    raise ValueError(f"{said} checkpoints; untie them in the model")
                 if home in self._integers:
                     integers[names[name]] = home
-                elif first == home:
+                elif fresh:
                     targets.append((home, names[name], tensor))
-            elif first == home and self._globs.chosen({name: tensor})[0]:
+            elif fresh and self._globs.chosen({name: tensor})[0]:
                 theirs[name] = tensor
         ours = {n: self._at(s)[0].view(self._shapes[n]) for n, s in self._spans.items()}
         _check_same_tensors(ours | {n: first for n, (first, _) in self._integers.items()}, theirs)

@@ -270,7 +270,7 @@ def test_ties_that_one_side_broke_are_two_tensors():
     broken["head.weight"] += 1
     path = WeightPath(Tied(1), broken)
     assert path.start.numel() == 2 * 35 + 30
-    with pytest.raises(ValueError, match="'embed.weight' and 'head.weight' are one .* untie them"):
+    with pytest.raises(ValueError, match="'embed.weight' and 'head.weight' are one .*; untie them"):
         path.set_(Tied(3), 0.5)
     loose = Tied(3)
     loose.head.weight = nn.Parameter(torch.zeros(7, 5))
