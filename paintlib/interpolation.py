@@ -62,8 +62,7 @@ class WeightPath:
                  after: After | None = None) -> None:  # fmt: skip
         sides = [s.state_dict() if isinstance(s, nn.Module) else s for s in (start, end)]
         self.after, self._globs = after, checkpoints.Globs(only, except_)
-        first, last = self._globs.chosen(*sides, strict=True)
-        self._begin(first, last)
+        self._begin(self._globs.chosen(*sides, strict=True))
 
     @classmethod
     def load(cls, start: checkpoints.Source, end: checkpoints.Source, *,
@@ -97,17 +96,21 @@ class WeightPath:
         path.after, path._globs = after, checkpoints.Globs(only, except_)
         entries = entry if isinstance(entry, tuple) else (entry, entry)
         whole, root = checkpoints.read_pair((start, end), entries, base)
-        (prefix, first), (_, last) = map(checkpoints.strip, path._globs.chosen(*whole, strict=True))
-        path._begin(first, last, prefix)
+        sides = path._globs.chosen(*whole, strict=True)
+        prefix, _ = checkpoints.strip(sides[0])
+        sides = [checkpoints.strip(side)[1] for side in sides]
+        del whole  # so that a file's pages are dropped once its numbers are taken
+        path._begin(sides, prefix)
         if root is not None:  # an adapter's update is float32, whatever its base is
             kinds = checkpoints.strip(path._globs.chosen(root)[0])[1]
             path._dtypes |= {name: kinds[name].dtype for name in path._dtypes if name in kinds}
         return path
 
-    def _begin(self, first: Mapping[str, Tensor], last: Mapping[str, Tensor],
-               prefix: str = "") -> None:  # fmt: skip
-        self._prefix, self._ties = prefix, _ties(first, last)
-        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in (first, last))
+    def _begin(self, sides: list[dict[str, Tensor]], prefix: str = "") -> None:
+        """Take both ends from `sides`, which is empty afterwards."""
+        self._prefix, self._ties = prefix, _ties(*sides)
+        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in sides)
+        sides.clear()
         _check_same_tensors(first, last)
         _check_not_quantised(first, last)
         floats = [name for name, tensor in first.items() if tensor.is_floating_point()]
@@ -124,14 +127,14 @@ class WeightPath:
             held.setdefault(self._dtypes[name] if half else self.dtype, []).append(name)
         self._shapes = {name: first[name].shape for names in held.values() for name in names}
         self._spans: dict[str, _Span] = {}
-        self._parts: list[tuple[Tensor, Tensor]] = []  # both ends, all of one type
-        for dtype, names in held.items():
+        for part, names in enumerate(held.values()):
             at = [0, *itertools.accumulate(first[name].numel() for name in names)]
-            self._spans |= {
-                name: _Span(len(self._parts), begin, end)
-                for name, begin, end in zip(names, at, at[1:], strict=False)
-            }
-            self._parts.append((_join(first, names, dtype), _join(last, names, dtype)))
+            spans = zip(names, at, at[1:], strict=False)
+            self._spans |= {name: _Span(part, begin, end) for name, begin, end in spans}
+        starts = [_join(first, names, dtype) for dtype, names in held.items()]
+        del first
+        ends = [_join(last, names, dtype) for dtype, names in held.items()]
+        self._parts = list(zip(starts, ends, strict=True))  # both ends, all of one type
         for side, title in enumerate(("start", "end")):
             for name, span in self._spans.items():
                 if not all(part.isfinite().all() for part in self._at(span)[side].split(CHUNK)):
