@@ -62,8 +62,7 @@ class WeightPath:
                  after: After | None = None) -> None:  # fmt: skip
         sides = [s.state_dict() if isinstance(s, nn.Module) else s for s in (start, end)]
         self.after, self._globs = after, checkpoints.Globs(only, except_)
-        first, last = self._globs.chosen(*sides, strict=True)
-        self._begin(first, last)
+        self._begin(self._globs.chosen(*sides, strict=True))
 
     @classmethod
     def load(cls, start: checkpoints.Source, end: checkpoints.Source, *,
@@ -97,17 +96,21 @@ class WeightPath:
         path.after, path._globs = after, checkpoints.Globs(only, except_)
         entries = entry if isinstance(entry, tuple) else (entry, entry)
         whole, root = checkpoints.read_pair((start, end), entries, base)
-        (prefix, first), (_, last) = map(checkpoints.strip, path._globs.chosen(*whole, strict=True))
-        path._begin(first, last, prefix)
+        sides = path._globs.chosen(*whole, strict=True)
+        prefix, _ = checkpoints.strip(sides[0])
+        sides = [checkpoints.strip(side)[1] for side in sides]
+        del whole  # so that a file's pages are dropped once its numbers are taken
+        path._begin(sides, prefix)
         if root is not None:  # an adapter's update is float32, whatever its base is
             kinds = checkpoints.strip(path._globs.chosen(root)[0])[1]
             path._dtypes |= {name: kinds[name].dtype for name in path._dtypes if name in kinds}
         return path
 
-    def _begin(self, first: Mapping[str, Tensor], last: Mapping[str, Tensor],
-               prefix: str = "") -> None:  # fmt: skip
-        self._prefix, self._ties = prefix, _ties(first, last)
-        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in (first, last))
+    def _begin(self, sides: list[dict[str, Tensor]], prefix: str = "") -> None:
+        """Take both ends from `sides`, which is empty afterwards."""
+        self._prefix, self._ties = prefix, _ties(*sides)
+        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in sides)
+        sides.clear()
         _check_same_tensors(first, last)
         _check_not_quantised(first, last)
         floats = [name for name, tensor in first.items() if tensor.is_floating_point()]
@@ -124,21 +127,20 @@ class WeightPath:
             held.setdefault(self._dtypes[name] if half else self.dtype, []).append(name)
         self._shapes = {name: first[name].shape for names in held.values() for name in names}
         self._spans: dict[str, _Span] = {}
-        self._parts: list[tuple[Tensor, Tensor]] = []  # both ends, all of one type
-        for dtype, names in held.items():
+        for part, names in enumerate(held.values()):
             at = [0, *itertools.accumulate(first[name].numel() for name in names)]
-            self._spans |= {
-                name: _Span(len(self._parts), begin, end)
-                for name, begin, end in zip(names, at, at[1:], strict=False)
-            }
-            self._parts.append((_join(first, names, dtype), _join(last, names, dtype)))
+            spans = zip(names, at, at[1:], strict=False)
+            self._spans |= {name: _Span(part, begin, end) for name, begin, end in spans}
+        starts = [_join(first, names, dtype) for dtype, names in held.items()]
+        del first
+        ends = [_join(last, names, dtype) for dtype, names in held.items()]
+        self._parts = list(zip(starts, ends, strict=True))  # both ends, all of one type
         for side, title in enumerate(("start", "end")):
             for name, span in self._spans.items():
                 if not all(part.isfinite().all() for part in self._at(span)[side].split(CHUNK)):
+                    said = f"the {title} weights are not finite, first in {name!r}"
                     hint = "make them again: the file is damaged or the training diverged"
-                    raise ValueError(
-                        f"the {title} weights are not finite, first in {name!r}; {hint}"
-                    )
+                    raise ValueError(f"{said}; {hint}")
         self._bound: weakref.WeakKeyDictionary[nn.Module, _Binding] = weakref.WeakKeyDictionary()
 
     @property
@@ -152,12 +154,8 @@ class WeightPath:
         return self._whole(1)
 
     def _whole(self, side: int) -> Tensor:
-        one = len(self._parts) == 1 and self._parts[0][side].dtype == self.dtype
-        return (
-            self._parts[0][side]
-            if one
-            else torch.cat([p[side].to(self.dtype) for p in self._parts])
-        )
+        wide = [part[side].to(self.dtype) for part in self._parts]  # copies no float32
+        return wide[0] if len(wide) == 1 else torch.cat(wide)
 
     def _at(self, span: _Span) -> tuple[Tensor, Tensor]:
         start, end = self._parts[span.part]
@@ -270,10 +268,9 @@ class WeightPath:
         ties = dict(self._ties)
         if model is not None:
             state = self.set_(model, alpha).state_dict()
-            named = sorted(self._named(state).items(), key=lambda item: item[0] not in self._dtypes)
-            tensors = dict(named)
-            ties |= _ties(tensors, tensors)
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in ties}
+            ours = sorted(self._named(state).items(), key=lambda item: item[0] not in self._dtypes)
+            ties |= _ties(dict(ours), dict(ours))
+            tensors = {name: tensor for name, tensor in ours if name not in ties}
         shapes = {name: pair[0].shape for name, pair in self._integers.items()} | self._shapes
         kinds = {name: (dtype, shapes[name]) for name, dtype in self._dtypes.items()}
         kinds |= {n: (self._dtypes.get(n, t.dtype), t.shape) for n, t in tensors.items()}
@@ -284,7 +281,7 @@ class WeightPath:
             if name in tensors:
                 yield from (c.to(dtype) for c in tensors[name].reshape(-1).split(CHUNK))
             elif name in self._integers:
-                yield self._integers[name][alpha >= 0.5].reshape(-1)
+                yield self._integers[name][alpha >= 0.5].reshape(-1).to(dtype)
             else:
                 ends = (end.split(CHUNK) for end in self._at(self._spans[name]))
                 for start, end in zip(*ends, strict=True):
@@ -300,9 +297,8 @@ class WeightPath:
             return out.copy_(end if alpha else start)
         if start.dtype == out.dtype == self.dtype:
             return torch.lerp(start, end, float(alpha), out=out)
-        pieces = (
-            flat.split(CHUNK // 16) for flat in (out, start, end)
-        )  # so that the cache holds one
+        size = max(CHUNK // 16, 1)  # the cache holds a few of these
+        pieces = (flat.split(size) for flat in (out, start, end))
         for piece, a, b in zip(*pieces, strict=True):
             piece.copy_(torch.lerp(a.to(self.dtype), b.to(self.dtype), float(alpha)))
         return out
@@ -323,19 +319,18 @@ class WeightPath:
         integers: dict[str, str] = {}
         for name in sorted(tensors, key=lambda n: self._ties.get(n, n) not in self._dtypes):
             home, tensor = self._ties.get(name, name), tensors[name]
-            first = homes.setdefault(_memory(tensor), home)
+            memory = _memory(tensor)
+            fresh, first = memory not in homes, homes.setdefault(memory, home)
             if home in self._dtypes:
                 theirs.setdefault(home, tensor)
                 if first != home and not self._same(first, home):
-                    said = (
-                        f"{first!r} and {home!r} are one tensor in the model, but two that differ"
-                    )
-                    raise ValueError(f"{said} in the checkpoints; untie them in the model")
+                    said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
+                    raise ValueError(f"{said} checkpoints; untie them in the model")
                 if home in self._integers:
                     integers[names[name]] = home
-                elif first == home:
+                elif fresh:
                     targets.append((home, names[name], tensor))
-            elif first == home and self._globs.chosen({name: tensor})[0]:
+            elif fresh and self._globs.chosen({name: tensor})[0]:
                 theirs[name] = tensor
         ours = {n: self._at(s)[0].view(self._shapes[n]) for n, s in self._spans.items()}
         _check_same_tensors(ours | {n: first for n, (first, _) in self._integers.items()}, theirs)

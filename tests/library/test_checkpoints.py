@@ -211,7 +211,7 @@ def test_ids_of_the_hub_are_fetched_where_its_client_is_installed(tmp_path, monk
     assert calls == [("some-one/a.model-2", "v1", "*.safetensors"),
                      ("some-one/a.model-2", "v1", "*.bin")]  # fmt: skip
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match="'some-one/model' is no file .* pip install huggingface"):
+    with pytest.raises(ImportError, match="'some-one/model' is no file .*pip install huggingface"):
         checkpoints.read("some-one/model")
 
 
@@ -237,8 +237,8 @@ def untied(tensors):
 
 def test_ties_count_once_and_stay(tmp_path):
     start, end = Tied(1), Tied(2)
-    once = [(a - b).detach().double().square().sum() for a, b in
-            zip(start.parameters(), end.parameters(), strict=True)]  # fmt: skip
+    pairs = zip(start.parameters(), end.parameters(), strict=True)
+    once = [(a.detach().double() - b.double()).square().sum().item() for a, b in pairs]
     for seed in (1, 2):
         safetensors.torch.save_model(Tied(seed), tmp_path / f"{seed}.safetensors")
         torch.save(Tied(seed).state_dict(), tmp_path / f"{seed}.pt")
@@ -247,9 +247,9 @@ def test_ties_count_once_and_stay(tmp_path):
     dropped = untied(start.state_dict())
     del dropped["head.weight"]  # a file that says nothing of what it dropped
     expected = torch.lerp(start.embed.weight, end.embed.weight, 0.3)
-    sides = [(start, end), (tmp_path / "1.pt", tmp_path / "2.safetensors"), (start, tmp_path / "2.pt"),
-             (tmp_path / "1.safetensors", tmp_path / "2.safetensors"), (dropped, end),
-             (end, dropped), (untied(start.state_dict()), end)]  # fmt: skip
+    sides = [(start, end), (start, tmp_path / "2.pt"), (dropped, end), (end, dropped),
+             (tmp_path / "1.pt", tmp_path / "2.safetensors"), (untied(start.state_dict()), end),
+             (tmp_path / "1.safetensors", tmp_path / "2.safetensors")]  # fmt: skip
     for a, b in sides:
         path = WeightPath.load(a, b)
         assert path.start.numel() == sum(p.numel() for p in start.parameters())
@@ -270,7 +270,7 @@ def test_ties_that_one_side_broke_are_two_tensors():
     broken["head.weight"] += 1
     path = WeightPath(Tied(1), broken)
     assert path.start.numel() == 2 * 35 + 30
-    with pytest.raises(ValueError, match="'embed.weight' and 'head.weight' are one .* untie them"):
+    with pytest.raises(ValueError, match="'embed.weight' and 'head.weight' are one .*; untie them"):
         path.set_(Tied(3), 0.5)
     loose = Tied(3)
     loose.head.weight = nn.Parameter(torch.zeros(7, 5))
@@ -324,7 +324,8 @@ def test_buffers_that_count_or_index_come_from_the_nearer_end(tmp_path):
     def counted(n):
         ids = torch.arange(n, n + 4)[None]
         return {"w": torch.full((2,), float(n)), "num_batches_tracked": torch.tensor(n),
-                "position_ids": ids, "mask": ids > n + 1, "tril": torch.ones(2, 2).byte()}  # fmt: skip
+                "position_ids": ids, "mask": ids > n + 1,
+                "tril": torch.ones(2, 2).byte()}  # fmt: skip
 
     path = WeightPath(counted(1), counted(5))
     for alpha, n in ((0.4, 1), (0.5, 5)):
@@ -347,8 +348,7 @@ def test_heads_that_differ_stay_as_the_model_has_them(globs, tmp_path):
     before = model.head.weight.clone()
     for path in (WeightPath(start, Headed(2, 9), **globs),
                  WeightPath.load(start, tmp_path / "end.pt", **globs),
-                 WeightPath.load(start, Headed(2, 9).body.state_dict(), **globs)
-                 if False else WeightPath(start, prefixed("body.", state(2)), **globs)):  # fmt: skip
+                 WeightPath(start, prefixed("body.", state(2)), **globs)):  # fmt: skip
         path.set_(model, 0.3)
         assert torch.equal(model.head.weight, before)
         same(
@@ -392,8 +392,9 @@ def test_save_writes_the_types_of_the_input(dtype, tmp_path):
 def test_save_keeps_each_tensors_own_type(tmp_path):
     def mixed(seed):
         tensors = state(seed, torch.bfloat16)
-        return {**tensors, "2.weight": tensors["2.weight"].float() + 2**-20, "half": torch.ones(3).half(),
-                "empty": torch.ones(0, 3), "scalar": torch.tensor(float(seed))}  # fmt: skip
+        return {**tensors, "2.weight": tensors["2.weight"].float() + 2**-20,
+                "half": torch.ones(3).half(), "empty": torch.ones(0, 3),
+                "scalar": torch.tensor(float(seed))}  # fmt: skip
 
     path = WeightPath(mixed(1), mixed(2))
     path.save(tmp_path / "w.safetensors", 1.0)
@@ -447,9 +448,9 @@ def pictures(seed, slope):
 
 
 def trained(seed, slope):
-    model = convolutional(0).train()
+    model = convolutional(seed).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
-    for _ in range(15):
+    for _ in range(8):
         for images, labels in pictures(seed, slope):
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
