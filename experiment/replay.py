@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiment import results
+from experiment.profiles import ALPHAS
 from experiment.run import Run
+from paintlib.fits import log_spline
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
+
+TINY = 1e-9  # nats: below, a logarithm of a float32 loss says nothing
 
 
 def objective(
@@ -33,6 +39,27 @@ def objective(
     classes = [said["tasks"][task]["classes"] for task in (supported, patching)]
     pair = (supported, patching)
     return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
+
+
+def between(folder: Path | str, pair: Mapping[str, Any],
+            weights: Sequence[float] | None = None) -> PairObjective:  # fmt: skip
+    """Return the objective of a pair's record at any alpha, without its weights.
+
+    Between the samples the loss of each image is interpolated, by the spline of its logarithm.
+    """
+    store = Store(results.find(folder) / "evaluations" / f"{pair['patching']}.npz", writable=False)
+    names, curves = (pair["supported"], pair["patching"]), {}
+    for name in names:
+        rows = [row.losses for a in ALPHAS if (row := store.get(a, name))]
+        curves[name] = log_spline(ALPHAS, np.maximum(rows, TINY))
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        losses = [curves[name](alpha) for name in missing]
+        return [ImageScores(row, np.zeros(len(row), bool)) for row in losses]
+
+    classes = [pair["curves"][role]["classes"] for role in ("supported", "patching")]
+    kind = pair["normalisation"]
+    return PairObjective.replay(None, names, classes, kind, evaluate=evaluate, weights=weights)
 
 
 def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:

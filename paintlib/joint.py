@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,7 @@ from paintlib.fits import SAME
 from paintlib.solver import Bracket, Status, log_quintic
 
 if TYPE_CHECKING:
-    from torch import device, nn
+    from torch import nn
 
     from paintlib.interpolation import Weights
 
@@ -56,8 +56,7 @@ class WeightPatches:
     """The weights reached by several patches of one start; two coefficients span a plane.
 
     Where one coefficient alone is not 0, they are bit for bit those of `WeightPath(start, end)`;
-    an integer tensor is that of the largest coefficient's path. Memory is one flat vector per
-    checkpoint.
+    integer tensors are those of the first path at its coefficient.
 
     Args:
         start: the common weights, a module or its state dict.
@@ -72,19 +71,7 @@ class WeightPatches:
         if not ends:
             raise ValueError("no fine-tuned weights are given; each patch needs its own")
         self.paths, self.after = tuple(WeightPath(start, end) for end in ends), after
-        self._share()
-
-    @property
-    def origin(self) -> Point:
-        """The coefficients of the start."""
-        return (0.0,) * len(self.paths)
-
-    def to(self, where: device | str) -> Self:
-        """Move all weights to a device in place and return the patches."""
-        for path in self.paths:
-            path.to(where)
-        self._share()
-        return self
+        self.origin = (0.0,) * len(ends)  # the coefficients of the start
 
     def set_(self, model: nn.Module, alpha: Sequence[float]) -> nn.Module:
         """Write the weights of the coefficients `alpha` into `model` in place and return it.
@@ -97,24 +84,23 @@ class WeightPatches:
         shares = tuple(map(float, np.atleast_1d(alpha)))
         if len(shares) != len(self.paths) or not all(map(math.isfinite, shares)):
             raise ValueError(f"alpha = {alpha}; give each of {len(self.paths)} patches a number")
-        lead = max(range(len(shares)), key=lambda k: abs(shares[k]))
-        self.paths[lead].set_(model, shares[lead])
+        self.paths[0].set_(model, shares[0])  # into one flat buffer, which the rest is added to
         with torch.inference_mode(False), torch.no_grad():
             tensors = model.state_dict(keep_vars=True)
-            for k, path in enumerate(self.paths):
-                if k != lead and shares[k]:
-                    start, end = path.unflatten(path.start), path.unflatten(path.end)
-                    for name in start:
-                        tensors[name].add_(end[name], alpha=shares[k])
-                        tensors[name].sub_(start[name], alpha=shares[k])
+            for path, share in zip(self.paths[1:], shares[1:], strict=True):
+                if share:
+                    alone = len([s for s in shares if s]) == 1
+                    end = path.unflatten(path.at(share) if alone else path.end)
+                    start = path.unflatten(path.start)
+                    for name in {tensors[name].data_ptr(): name for name in end}.values():
+                        if alone:
+                            tensors[name].copy_(end[name])
+                        else:
+                            tensors[name].add_(end[name], alpha=share)
+                            tensors[name].sub_(start[name], alpha=share)
         if self.after is not None:
             self.after(model)
         return model
-
-    def _share(self) -> None:
-        """Let all paths have one start, and write into one buffer."""
-        for path in self.paths[1:]:
-            path.start, path._bound = self.paths[0].start, self.paths[0]._bound
 
 
 def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0), *,
@@ -122,11 +108,11 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
           known: Iterable[JointEvaluation] = ()) -> JointSolution:  # fmt: skip
     """Minimise over all coefficients at once, by surfaces through each task's log-losses.
 
-    It starts from the origin's corner, the ends and middles of the edges there and the middles of
-    the faces between: as many points as a quadratic has coefficients. A surface (a cubic radial
-    basis on a quadratic) through the log-loss of each task at all points seen gives the lowest sum
-    in the box, which is evaluated, and so on until it is within `xtol` of the best point, and is
-    so still when a point beside that one is known for each further coefficient.
+    It starts from the lower corner, the middles and ends of its edges, and the middles of its
+    faces: as many points as a quadratic has coefficients. A surface (a cubic radial basis on a
+    quadratic) through the log-loss of each task at all points seen gives the lowest sum in the box,
+    which is evaluated, and so on until it is within `xtol` of the best point, and is so still when
+    a point beside that one is known for each further coefficient.
 
     Args:
         objective: maps a tuple of coefficients to a loss, or to one per task, to be summed.
@@ -156,7 +142,7 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
         target = record.lowest()
         near = bool(np.abs(target - record.best().alpha).max() <= xtol)
         still = still + 1 if near else 0
-        trial = record.probe(PROBE * xtol) if near or record.find(target) else target
+        trial = record.probe(PROBE * xtol) if near or record.find(target, xtol) else target
         if still == max(2, patches) or record.find(trial):
             return record.solution(Status.CONVERGED)
         if not record.budget:
@@ -222,8 +208,7 @@ class _Record:
         self.fresh, self.budget = self.fresh + 1, self.budget - 1
         return self.samples[-1]
 
-    def find(self, alpha: ArrayLike) -> JointEvaluation | None:
-        near = SAME * (self.high[0] - self.low[0])
+    def find(self, alpha: ArrayLike, near: float = SAME) -> JointEvaluation | None:
         return next((s for s in self.samples if np.allclose(s.alpha, alpha, 0, near)), None)
 
     def along(self, point: NDArray[np.float64], k: int) -> Iterable[Any]:

@@ -150,8 +150,11 @@ class _Search:
         def above(alpha: float) -> float:
             return max(float(line(alpha)) for line in lines)
 
+        # the last place where a ceiling is met: the start, where a loss falls first, is another
+        x = np.linspace(best.alpha, beyond.alpha, 129).tolist()
+        last = max((i for i in range(1, 128) if above(x[i]) < 0), default=0)
         met = best.alpha
-        if above(met) < 0:
-            met = float(optimize.brentq(above, best.alpha, beyond.alpha))
+        if above(x[last]) < 0:
+            met = float(optimize.brentq(above, x[last], x[last + 1]))
         inside = math.copysign(self.near / 2, best.alpha - met)
         return met + inside if abs(met - best.alpha) > self.near else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import shutil
 from typing import Any
 
 from experiment import results
@@ -10,6 +13,7 @@ from experiment.profiles import MAP
 from experiment.progress import bar
 from experiment.run import Run
 from experiment.session import Session
+from paintlib.files import replacing
 from paintlib.joint import JointSolution, WeightPatches, coordinatewise, joint, shared
 from paintlib.objective import PairObjective
 from paintlib.store import Store
@@ -31,12 +35,8 @@ def join(run: Run, number: str) -> None:
         list(session.losses(visual, tasks, split).values()) for split in ("validation", "test")
     )
     classes = [len(session.head(task)) for task in tasks]
-    file = run.joint(int(number), "npz")
-    try:
-        store = Store(file, key)
-    except ValueError:  # of other weights: this run's are evaluated anew
-        file.unlink()
-        store = Store(file, key)
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    store = Store(run.folder / "joint" / f"{number}-{digest}.npz", key)
     objective = PairObjective(patches, validation, classes, NORMALISATION, names=tasks, store=store)
     for point in bar([*itertools.product(MAP, MAP)], f"map of {' and '.join(tasks[1:])}"):
         objective.images(point)
@@ -55,6 +55,8 @@ def join(run: Run, number: str) -> None:
         "classes": classes, "run": run.choices, "normalisation": NORMALISATION,
         "searches": searches, "trace": [sample.alpha for sample in found["joint"].trace],
     }  # fmt: skip
+    with replacing(run.joint(int(number), "npz")) as part:
+        shutil.copyfile(store.file, part)
     results.write_json(run.joint(int(number), "json"), content, flat=True)
 
 

@@ -1,4 +1,4 @@
-"""Several patches at once: weights, evaluations in a store, and searches against the best of many."""
+"""Several patches at once: the weights, their evaluations in a store, and three searches."""
 
 import math
 
@@ -20,7 +20,7 @@ from paintlib.solver import Status
 
 
 class Losses:
-    """Log-losses that are quadratics and a little more: a kept task, and one that each patch fixes."""
+    """Log-losses that are nearly quadratics: of a kept task, and one that each patch fixes."""
 
     def __init__(self, seed, patches):
         g = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ class Losses:
 @pytest.mark.parametrize("patches", [2, 3])
 def test_joint_is_as_good_as_a_search_by_coordinates_for_half_the_price(patches):
     spent, excess, average = [], [], []
-    for seed in range(8):
+    for seed in range(10 - 2 * patches):
         losses = Losses(seed, patches)
         best = losses.best()
         losses.calls = 0
@@ -105,7 +105,8 @@ def test_known_evaluations_are_not_paid_for_again():
     ]
     axes = [JointEvaluation(s.alpha, sum(losses(s.alpha)), tuple(losses(s.alpha))) for s in axes]
     found = joint(losses, 2, known=axes)
-    assert found.alpha == first.alpha and found.evaluations == first.evaluations - 5
+    assert found.alpha == pytest.approx(first.alpha, abs=1e-3)
+    assert found.evaluations == first.evaluations - 5
     assert coordinatewise(losses, 2, known=axes).evaluations < coordinatewise(losses, 2).evaluations
 
 
@@ -157,11 +158,25 @@ def test_patches_along_an_axis_are_the_path_bit_for_bit(patches):
                 assert torch.equal(tensor, other.state_dict()[name]), (k, value, name)
 
 
-def test_patches_share_their_start_and_call_what_comes_after():
+def test_patches_of_tied_tensors_move_them_once():
+    def tied(seed):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)).eval()
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model[0].weight)
+        model[1].weight = model[0].weight
+        return model
+
+    start, first, second, model = (tied(seed) for seed in range(4))
+    WeightPatches(start, [first, second]).set_(model, (0.25, 0.5))
+    steps = [end[0].weight - start[0].weight for end in (first, second)]
+    expected = start[0].weight + 0.25 * steps[0] + 0.5 * steps[1]
+    torch.testing.assert_close(model[1].weight, expected)
+
+
+def test_patches_call_what_comes_after_and_refuse_other_coefficients():
     seen = []
     both = WeightPatches(network(1), [network(2), network(3), network(4)], after=seen.append)
-    assert both.paths[0].start.data_ptr() == both.paths[2].start.data_ptr()
-    model = both.to("cpu").set_(network(5), (0.1, 0.2, 0.3))
+    model = both.set_(network(5), (0.1, 0.2, 0.3))
     assert seen == [model] and both.origin == (0.0, 0.0, 0.0)
     for bad in ((0.1, 0.2), 0.5, (0.1, 0.2, math.inf)):
         with pytest.raises(ValueError, match="give each of 3 patches a number"):
