@@ -30,7 +30,8 @@ def summary(answer: Answer) -> str:
     why = why.format(answer["status"], answer["advice"], *errors)
     lines = [f"**alpha = {_alpha(answer)}** ({goal})", "", why]
     for task, (rise, highest, probability) in answer["ceilings"].items():
-        said = f"Task {task!r} must not rise by more than {rise:.2%}: it rises by {highest:.2%} at most"
+        said = f"Task {task!r} must not rise by more than {rise:.2%}: "
+        said += f"it rises by {highest:.2%} at most"
         lines += ["", f"{said}, with a probability of {probability:.0%}."]
     held_out = answer["held_out"]
     for title, part in (("On the images of the choice", answer), ("On held-out images", held_out)):
