@@ -110,8 +110,8 @@ def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: 
     """Draw the sum of all losses over two coefficients, `(n, n)`, and the points of each search."""
     lines = ax.contourf(at, at, np.transpose(values), levels=20, cmap="cividis")
     ax.figure.colorbar(lines, label="sum of the normalised losses")
-    visits = {"color": "white", "mec": "black", "mew": 0.6, "label": "visits of the joint search"}
-    ax.plot(*np.transpose(said["trace"]), ".", ms=8, **visits)
+    visits, label = np.transpose(said["trace"]), "visits of the joint search"
+    ax.plot(*visits, ".", ms=8, color="white", mec="black", mew=0.6, label=label)
     for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
         ax.plot(*search["alpha"], marker, mec="white", ms=9, label=JOINT[name], clip_on=False)
     ax.set(xlabel=f"α of {said['labels'][1]}", ylabel=f"α of {said['labels'][2]}")
