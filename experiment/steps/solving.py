@@ -189,7 +189,7 @@ def _take_baselines(
                 f"{run.baseline(task)} is of other weights than {run.zero_shot}; "
                 "delete it and run again"
             )
-        scores = ImageScores(*(tensors.pop(name).numpy() for name in ("losses", "correct")))
+        scores = ImageScores(tensors.pop("losses").numpy(), tensors.pop("correct").numpy())
         store.put(0.0, {task: scores})
         tests[0.0, task] = Score(*json.loads(known["test"]))
         parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
