@@ -80,7 +80,6 @@ class TaskLoss:
         return images
 
     def _evaluate(self) -> ImageScores:
-        torch.clear_autocast_cache()  # it may hold the weights of another alpha
         parts, coarsest = [], _Coarsest(self.model)
         try:
             with torch.inference_mode():
@@ -153,6 +152,7 @@ class TaskLoss:
             which = f"{len(training)} modules, first: {training[0] or 'the model itself'}"
             remedy = "call model.eval() before scoring it"
             raise ValueError(f"the model is in training mode ({which}); {remedy}")
+        torch.clear_autocast_cache()  # it may hold the weights of another alpha
         score, labelled = self._own if self.loss else self._cross_entropy, []
         for number, batch in enumerate(self.batches):
             part = score(number, batch)

@@ -428,6 +428,11 @@ def test_half_precision_ends_in_noise_at_the_right_alpha_with_the_right_error(dt
         assert errors[-1] == pytest.approx(sampling.standard_error(exact, right).alpha, rel=0.25)
         assert 1e-6 < half.noise < 1e-2 and {0.49, 0.5, 0.51, 0.52} <= set(half.evaluated)
         assert solver.log_quintic(half).status is solver.Status.NOISE
+        # differences of samples this close are rounding
+        close = [(a := found.alpha + i * 2e-3, sum(half(a)), half(a)) for i in (-2, -1, 1, 2)]
+        crowded = [*found.trace, *(solver.Evaluation(*sample) for sample in close)]
+        crowded_error = sampling.standard_error(half, crowded).alpha
+        assert crowded_error == pytest.approx(errors[-1], rel=0.25)
     # it differs from draw to draw in float32 too
     assert np.mean(errors) == pytest.approx(right_error, rel=0.25)
 
@@ -462,10 +467,14 @@ def test_noise_survives_the_store(tmp_path):
 
 def test_a_search_within_autocast_sees_the_weights_of_each_alpha():
     start, end, model, draw = toy()
-    data = [draw(1, 100, torch.Generator().manual_seed(3))]
+    path, task = WeightPath(start, end), TaskLoss(model, [draw(1, 100)])
     with torch.autocast("cpu", torch.bfloat16):
-        objective = PairObjective(WeightPath(start, end), [TaskLoss(model, data)], [10])
+        objective = PairObjective(path, [task], [10])
         assert objective(1.0)[0] < 0.9 * objective(0.0)[0]
+        inside = [path.flatten(task.gradient()) for alpha in (0.0, 1.0) if path.set_(model, alpha)]
+    outside = [path.flatten(task.gradient()) for alpha in (0.0, 1.0) if path.set_(model, alpha)]
+    for found, expected in zip(inside, outside, strict=True):  # in half precision and in float32
+        assert float((found - expected).norm() / expected.norm()) < 0.1
 
 
 def test_bumps_of_noise_are_no_second_valley():
