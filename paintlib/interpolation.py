@@ -97,7 +97,7 @@ class WeightPath:
         entries = entry if isinstance(entry, tuple) else (entry, entry)
         whole, root = checkpoints.read_pair((start, end), entries, base)
         sides = path._globs.chosen(*whole, strict=True)
-        prefix, _ = checkpoints.strip(sides[0])
+        prefix = checkpoints.strip(sides[0])[0]
         sides = [checkpoints.strip(side)[1] for side in sides]
         del whole  # so that a file's pages are dropped once its numbers are taken
         path._begin(sides, prefix)
@@ -295,7 +295,7 @@ class WeightPath:
         # lerp may turn -0.0 into 0.0 at an end, and a copy is cheaper there
         if alpha in (0.0, 1.0):
             return out.copy_(end if alpha else start)
-        if start.dtype == out.dtype == self.dtype:
+        if start.dtype == out.dtype:  # of half precision too torch computes in float32, then rounds
             return torch.lerp(start, end, float(alpha), out=out)
         size = max(CHUNK // 16, 1)  # the cache holds a few of these
         pieces = (flat.split(size) for flat in (out, start, end))
