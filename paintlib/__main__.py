@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     init = commands.add_parser("init", help="write an example of the file that --tasks names")
     init.add_argument("file", nargs="?", type=Path, default=Path("tasks.py"))
-    init.set_defaults(run=_init)
+    init.set_defaults(run=_init, traceback=False)
     about = "choose alpha of (1 - alpha) ZERO_SHOT + alpha FINE_TUNED by the losses of your tasks"
     patch = commands.add_parser("patch", help=about, description=about)
     patch.set_defaults(run=_patch)
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--except", dest="except_", nargs="+", default=(), metavar="NAME",
         help="tensors that stay as the model has them; patterns as head.*")  # fmt: skip
     add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
-    add("--ceiling", action="append", type=_ceiling, default=[], metavar="TASK=RISE",
-        help="highest rise of a task's loss, as keep=0.01 (at 95 %%)")  # fmt: skip
+    add("--ceiling", action="append", default=[], metavar="TASK=RISE",
+        help="highest rise of a task's loss (at 95 %%), as keep=0.01")  # fmt: skip
     add("--normalisation", default="zero_shot", help="zero_shot, log_classes, minmax or none")
     add("--solver", default="log_quintic", choices=("log_quintic", "quintic", "grid", "brent"))
     add("--bracket", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
@@ -61,23 +61,16 @@ def parser() -> argparse.ArgumentParser:
     add("--report", help="a folder for the model card")
     add("--json", action="store_true", help="print the answer as JSON")
     add("--dry-run", action="store_true", help="check all that needs no evaluation, and the time")
-    for command in (init, patch):
-        command.add_argument("--traceback", action="store_true", help="where an error came from")
+    add("--traceback", action="store_true", help="where an error came from")
     return top
-
-
-def _ceiling(text: str) -> tuple[str, float]:
-    task, _, rise = text.rpartition("=")
-    return task, float(rise)
 
 
 def _init(options: argparse.Namespace) -> None:
     if options.file.exists():
         raise ValueError(f"{options.file} exists; move it away, or name another file")
     text = Path(__file__).with_name("_template.py").read_text(encoding="utf-8")
-    name = options.file.stem
-    options.file.write_text(text.replace("FILE", name), encoding="utf-8")
-    command = f"paintlib patch ZERO_SHOT FINE_TUNED --tasks {name}:tasks --dry-run"
+    options.file.write_text(text.replace("FILE", options.file.stem), encoding="utf-8")
+    command = f"paintlib patch ZERO_SHOT FINE_TUNED --tasks {options.file.stem}:tasks --dry-run"
     print(f"{options.file} is written; fill it in, then: {command}")
 
 
@@ -91,6 +84,8 @@ def _patch(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} is no .safetensors file; name one")
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
+    pairs = (text.rpartition("=") for text in options.ceiling)
+    ceilings = [Ceiling(task, float(rise)) for task, _, rise in pairs]
     setup = patch.find_setup(options.tasks)
     parents = options.zero_shot, options.fine_tuned
     path = WeightPath.load(*parents, except_=options.except_, after=setup.after)
@@ -101,8 +96,8 @@ def _patch(options: argparse.Namespace) -> None:
         return print(patch.forecast(setup, path, probes, store))
     answer = patch.choose(
         setup, path, probes, store, method=options.solver, normalisation=options.normalisation,
-        weights=options.weights, ceilings=[Ceiling(*ceiling) for ceiling in options.ceiling],
-        bracket=tuple(options.bracket), step=options.step, max_evals=options.max_evals,
+        weights=options.weights, ceilings=ceilings, bracket=tuple(options.bracket),
+        step=options.step, max_evals=options.max_evals,
     )  # fmt: skip
     if answer["status"] in ("BUDGET", "ABOVE_CEILING"):
         raise ValueError(f"no answer: {answer['advice']}; see --max-evals and --ceiling")

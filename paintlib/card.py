@@ -117,14 +117,10 @@ def write_card(answer: Answer, folder: Path | str, parents: Sequence[str]) -> No
 
     `parents` are both checkpoints as the user names them; what is no file is a name on the Hub.
     """
-    tags = ["model-merging", "model-patching", "paintlib"]
-    header: dict[str, Any] = {"library_name": "pytorch", "tags": tags}
-    if base := [name for name in parents if not Path(name).exists()]:
-        header |= {"base_model": base, "base_model_relation": "merge"}
-    start, end = (name if name in base else Path(name).name for name in parents)
+    start, end = (Path(name).name if Path(name).exists() else name for name in parents)
     rows = (f"| {key} | `{value}` |" for key, value in metadata(answer).items())
     card = "\n\n".join([
-        "\n".join(["---", *(f"{k}: {json.dumps(v)}" for k, v in header.items()), "---"]),
+        "---\nlibrary_name: pytorch\ntags: [model-merging, model-patching, paintlib]\n---",
         f"# {end} patched into {start}",
         f"The weights are (1 - alpha) · `{start}` + alpha · `{end}`; alpha is chosen by the sum of "
         f"the normalised losses of {', '.join(answer['tasks'])}.",

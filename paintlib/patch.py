@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib
-import importlib.metadata
 import itertools
 import math
 import sys
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paintlib import limits, sampling, solver
+from paintlib import __version__, limits, sampling, solver
 from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
@@ -76,6 +74,9 @@ class Probe(NamedTuple):
     seconds: float  # of the batch
 
 
+Probes = Mapping[str, Probe]
+
+
 def find_setup(name: str) -> Setup:
     """Call `module:function`, the current folder first on the path of imports.
 
@@ -88,9 +89,8 @@ def find_setup(name: str) -> Setup:
     try:
         make = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
-        if error.name != module:
-            raise  # something that the module imports
-        raise ValueError(f"there is no module {module!r} in this folder; {remedy}") from None
+        what = f"there is no module {error.name!r} here or installed"
+        raise ValueError(f"{what}; {remedy}") from error
     if not callable(make):
         raise ValueError(f"{module} has no function {function!r}; {remedy}")
     if not isinstance(setup := make(), Setup):
@@ -98,8 +98,7 @@ def find_setup(name: str) -> Setup:
     return setup
 
 
-def check(setup: Setup, path: WeightPath, store: Store, *,
-          labels: bool = False) -> dict[str, Probe]:  # fmt: skip
+def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
     """Score the first batch of each task at alpha = 0, and refuse what does not fit.
 
     With `labels`, all batches are read, and each label is compared with the number of classes.
@@ -129,38 +128,36 @@ def check(setup: Setup, path: WeightPath, store: Store, *,
                     what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
                     raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
         if (kept := store.get(0.0, name)) is not None:
-            same = kept.losses[: len(first.losses)]
-            if same.shape != first.losses.shape or not np.allclose(same, first.losses, 0.02, 1e-3):
+            size = min(len(kept.losses), len(first.losses))
+            if not np.allclose(kept.losses[:size], first.losses[:size], 0.02, 1e-3):
                 what = f"{store.file} has other losses of task {name!r} at alpha = 0"
                 raise ValueError(f"{what}: data or model changed; delete it, or give another file")
         probes[name] = Probe(first, _count(task.batches), classes, seconds)
     return probes
 
 
-def forecast(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: Store) -> str:
+def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> str:
     """Say what `check` has seen, what the weights take, and how long an evaluation may."""
-    lines, total = [], 0.0
+    about, total = [], 0.0
     for name, (first, images, classes, seconds) in probes.items():
         seconds *= (images or len(first.losses)) / len(first.losses)
         total += 0 if name.endswith(HELD_OUT) else seconds
-        said = f"{images or 'an unknown number of'} images, {classes} classes"
-        loss = f"loss {first.score.loss:.3g} in the first batch"
-        lines.append(f"{name}: {said}, {loss}, {seconds:.2g} s per evaluation")
+        size = f"{images or 'an unknown number of'} images, {classes} classes"
+        about.append(f"{name}: {size}, loss {first.score.loss:.3g} in the first batch")
     tensors = setup.model.state_dict().values()
-    known = max(len(store.alphas(name)) for name in setup.tasks)
-    lines += [
-        f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",
-        f"memory: {3 * sum(t.nbytes for t in tensors) / 2**30:.2f} GiB for both ends and the model",
+    taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
+    return "\n".join([
+        *about, f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",
+        f"memory: {taken:.2f} GiB for both ends and the model",
         f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21",
-        f"{store.file}: {known} evaluations", "nothing speaks against it",
-    ]  # fmt: skip
-    return "\n".join(lines)
+        f"{store.file}: {max(len(store.alphas(name)) for name in setup.tasks)} evaluations",
+    ])  # fmt: skip
 
 
-def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: Store, *,
+def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
            method: str = "log_quintic", normalisation: str = "zero_shot",
            weights: Sequence[float] | None = None, ceilings: Sequence[limits.Ceiling] = (),
-           bracket: tuple[float, float] = (0.0, 1.0), step: float = 0.05,
+           bracket: solver.Bracket = (0.0, 1.0), step: float = 0.05,
            max_evals: int = 12) -> dict[str, Any]:  # fmt: skip
     """Choose alpha, measure there and at both ends, and return all that can be said, as for JSON.
 
@@ -172,38 +169,34 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
         path.set_(setup.model, alpha)
         tasks = [setup.rows[name] for name in missing]
-        counts = [probes[name].images for name in missing]
-        total = None if None in counts else sum(filter(None, counts))
+        counts: list[Any] = [probes[name].images for name in missing]
+        total = None if None in counts else sum(counts)
         said = f"evaluation {next(number)}, alpha = {alpha:.4f}"
         with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
             watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
             return [task.evaluate() for task in watched]
 
-    def replay(names: Iterable[str], suffix: str, *how: Any) -> PairObjective:
-        rows = {name + suffix: probes[name + suffix].classes for name in names}
-        return PairObjective.replay(store, list(rows), list(rows.values()), how[0],
-                                    evaluate=evaluate, weights=how[1])  # fmt: skip
+    def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
+        counts = [probes[name].classes for name in names]
+        return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
 
-    names = list(setup.tasks)
-    objective = replay(names, "", normalisation, weights)
-    more: dict[str, Any] = {"max_evals": max_evals}
-    if method in ("grid", "quintic"):
-        more = {"step": step}
-    if method == "log_quintic":
-        more["xtol"] = sampling.tolerance(objective)
+    objective = replay(list(setup.tasks), normalisation, weights)
+    xtol = sampling.tolerance(objective)
+    own: dict[str, dict[str, Any]] = {"brent": {"max_evals": max_evals}}
+    own["log_quintic"] = {"xtol": xtol, "max_evals": max_evals}
     if ceilings:  # their search is a log-quintic
-        found = limits.under(objective, ceilings, bracket, xtol=sampling.tolerance(objective))
+        found = limits.under(objective, ceilings, bracket, xtol=xtol)
     else:
-        found = getattr(solver, method)(objective, bracket, **more)
+        found = getattr(solver, method)(objective, bracket, **own.get(method, {"step": step}))
     error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
     measured, beside = _measured(objective, found.alpha), {}
+    by_name = dict(zip(setup.tasks, objective.weights, strict=True))
     for task, scale in zip(measured["tasks"].values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
-    by_name = dict(zip(names, objective.weights, strict=True))
-    if setup.held_out:
-        units = [by_name[name] / measured["tasks"][name]["scale"] for name in setup.held_out]
-        whole = len(units) == len(names)  # else there is no sum
-        other = replay(setup.held_out, HELD_OUT, "none", units if whole else None)
+    if held_out := setup.held_out:
+        units = [by_name[name] / measured["tasks"][name]["scale"] for name in held_out]
+        whole = len(held_out) == len(by_name)  # else there is no sum
+        other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
     told = {
         "alpha": found.alpha, "stderr": _number(error.alpha) if error else None,
@@ -218,7 +211,7 @@ def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: S
         "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
         "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
-        "versions": {name: importlib.metadata.version(name) for name in ("paintlib", "torch")},
+        "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
     return told | {"warnings": list(_warnings(setup, objective, found, told))}
 
@@ -261,14 +254,14 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
     places = {"zero_shot": 0.0, "patched": alpha, "fine_tuned": 1.0}
     for other in places.values():
         objective(other)  # refuses what is not finite
-    tasks: dict[str, Any] = {}
-    for i, name in enumerate(objective.names):
+    tasks: dict[str, Any] = {name.removesuffix(HELD_OUT): {} for name in objective.names}
+    for i, task in enumerate(tasks.values()):
         here = objective.images(alpha)[i]
-        task = tasks[name.removesuffix(HELD_OUT)] = {"images": len(here.losses)}
+        task["images"] = len(here.losses)
         for place, other in places.items():
             there = objective.images(other)[i]
             loss, accuracy, _ = there.score
-            hits = here.correct.astype(float) - there.correct
+            hits = here.correct * 1.0 - there.correct
             change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
             task[place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
     gain = {end: sampling.difference(objective, other, alpha)
@@ -276,9 +269,9 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
     return {"tasks": tasks, "gain": gain}
 
 
-def _paired(row: NDArray[np.float64]) -> list[float | None]:
+def _paired(row: Any) -> list[float | None]:
     """Return the mean of differences on the same images, and its standard error."""
-    return [_number(float(row.mean())), _number(float(row.std() / len(row) ** 0.5))]
+    return [_number(row.mean()), _number(row.std() / len(row) ** 0.5)]
 
 
 def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
@@ -289,17 +282,15 @@ def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
     parts = np.ptp([sample.parts for sample in found.trace], axis=0)
     least, most = (objective.names[i] for i in (parts.argmin(), parts.argmax()))
     if parts.max() > DROWNS * parts.min():
-        yield (f"the scale of task {most!r} drowns {least!r}: along the path its normalised loss "
-               f"changes by {parts.max():.3g}, the other's by {parts.min():.3g}")  # fmt: skip
-    for kind, gains in (("", told["gain"]), (" held-out", told["held_out"].get("gain", {}))):
-        for end, (fall, error) in gains.items():
+        what = f"changes by {parts.max():.3g} along the path, the other's by {parts.min():.3g}"
+        yield f"the scale of task {most!r} drowns {least!r}: its normalised loss {what}"
+    for on, measured in (("", told), (" on held-out images", told["held_out"])):
+        for end, (fall, error) in measured.get("gain", {}).items():
             if fall <= SURE * error:
-                yield (f"on its{kind} images, the patch is no better than the "
-                       f"{PLACES[end]} end beyond its error")  # fmt: skip
+                yield f"the patch is no better than the {PLACES[end]} end beyond its error{on}"
     ridge = sampling.second_valley(objective, found)
     if ridge and ridge[0] > SURE * ridge[1]:
-        yield (f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum: "
-               "--solver grid --step 0.01 sees both")  # fmt: skip
+        what = f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum"
+        yield f"{what}: --solver grid --step 0.01 sees both"
     if not setup.after and any("BatchNorm" in type(m).__name__ for m in setup.model.modules()):
-        yield ("the averages of BatchNorm are interpolated, and are not those of the mixed model: "
-               "give Setup an after= that re-estimates them")  # fmt: skip
+        yield "the averages of BatchNorm are interpolated: re-estimate them by an after= of Setup"
