@@ -27,19 +27,11 @@ def tasks() -> Setup:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = network().to(device).eval()  # evaluation mode: no dropout
 
-    def logits(images: torch.Tensor) -> torch.Tensor:  # <- a head of its own for each task
-        return model(images.to(device)).cpu()  # type: ignore[no-any-return]
+    def task(seed: int) -> TaskLoss:  # <- a head of its own for each task
+        return TaskLoss(model, batches(seed), logits=lambda images: model(images.to(device)).cpu())
 
     return Setup(
-        tasks={
-            "keep": TaskLoss(model, batches(0), logits),  # what the zero-shot weights do well
-            "repair": TaskLoss(model, batches(1), logits),  # what the fine-tuning was for
-        },
-        classes={"keep": 4, "repair": 4},
-        # on images that take no part in the choice; leave it out where there are none
-        held_out={
-            "keep": TaskLoss(model, batches(2), logits),
-            "repair": TaskLoss(model, batches(3), logits),
-        },
+        tasks={"keep": task(0), "repair": task(1)},  # what each end does well
+        held_out={"keep": task(2), "repair": task(3)},  # images for the report, if you have any
         # after=lambda model: reestimate_batchnorm(model, train_batches),  # <- with BatchNorm
     )

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from paintlib.files import replacing
-
 __all__ = ["metadata", "picture", "summary", "table", "write_card"]
 
 Answer = Mapping[str, Any]  # of `paintlib.patch.choose`
@@ -25,22 +23,30 @@ def summary(answer: Answer) -> str:
     goal = f"normalisation {answer['normalisation']}, solver {answer['solver']}"
     if len(set(answer["weights"].values())) > 1:
         goal += ", weights " + ", ".join(f"{x:g} {name}" for name, x in answer["weights"].items())
-    errors = (_digits(answer[key]) for key in ("numerical_error", "stderr"))
-    why = "{}: {}; numerical error {}, sampling error {}."
-    why = why.format(answer["status"], answer["advice"], *errors)
-    lines = [f"**alpha = {_alpha(answer)}** ({goal})", "", why]
+    numerical, error = answer["numerical_error"], answer["stderr"]
+    errors = f"numerical error {_said(numerical)}, sampling error {_said(error)}"
+    alpha = f"{answer['alpha']:.4f}"
+    if error is not None:
+        places = min(max(1 - math.floor(math.log10(error or 1e-5)), 1), 6)  # two digits of it
+        alpha = f"{answer['alpha']:.{places}f} ± {error:.{places}f}"
+    elif answer["bound"]:
+        alpha += " (alpha* is {1} {0:.3f}, at 95 %)".format(*answer["bound"])
+    parts = [f"**alpha = {alpha}** ({goal})", f"{answer['status']}: {answer['advice']}; {errors}."]
     for task, (rise, highest, probability) in answer["ceilings"].items():
-        said = f"Task {task!r} must not rise by more than {rise:.2%}: "
-        said += f"it rises by {highest:.2%} at most"
-        lines += ["", f"{said}, with a probability of {probability:.0%}."]
-    held_out = answer["held_out"]
-    for title, part in (("On the images of the choice", answer), ("On held-out images", held_out)):
-        if part:
-            gains = (_gain(end, *gain) for end, gain in part["gain"].items())
-            lines += ["", f"## {title}", "", table(part["tasks"]), "", *gains]
+        said = f"Task {task!r} must not rise by more than {rise:.2%}: it rises by {highest:.2%}"
+        parts.append(f"{said} at most, with a probability of {probability:.0%}.")
+    titles = {"On the images of the choice": answer, "On held-out images": answer["held_out"]}
+    for title, measured in titles.items():
+        if measured:
+            gains = []
+            for end, (fall, error) in measured["gain"].items():
+                said = f"- against the {PLACES[end]} end, the sum falls by {fall:.4f} ± {error:.4f}"
+                verdict = "better" if fall > SURE * error else "not better"
+                gains.append(f"{said}: {verdict} by more than {SURE} errors")
+            parts += [f"## {title}", table(measured["tasks"]), "\n".join(gains)]
     if answer["warnings"]:
-        lines += ["", "## Warnings", "", *(f"- {warning}" for warning in answer["warnings"])]
-    return "\n".join(lines)
+        parts += ["## Warnings", "\n".join(f"- {warning}" for warning in answer["warnings"])]
+    return "\n\n".join(parts)
 
 
 def table(tasks: Mapping[str, Any]) -> str:
@@ -52,23 +58,23 @@ def table(tasks: Mapping[str, Any]) -> str:
     rows = [["task", "images", "", *PLACES.values()], ["---"] * 6]
     for name, task in tasks.items():
         for kind in ("loss", "accuracy"):
-            row = [name.replace("|", r"\|"), str(task["images"]), kind]
+            cells = [name.replace("|", r"\|"), str(task["images"]), kind]
             for place in PLACES:
                 change, error = task[place]["change"][kind]
                 told = error is not None and place != "patched"
                 more = f" ({change:+.4f} ± {error:.4f})" if told else ""
-                row.append(_digits(task[place][kind], ".4f") + more)
-            rows.append(row)
+                cells.append(_said(task[place][kind], ".4f") + more)
+            rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    padded = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def metadata(answer: Answer) -> dict[str, str]:
     """Return what a safetensors file says of itself: strings, most of them JSON."""
     keys = ("alpha", "stderr", "status", "solver", "normalisation", "weights", "ceilings",
             "bracket", "parents", "store", "versions")  # fmt: skip
-    told = {key: answer[key] for key in keys if answer.get(key) is not None}
+    told = {key: answer[key] for key in keys if answer[key] is not None}
     told["scales"] = {name: task["scale"] for name, task in answer["tasks"].items()}
     text = {k: v if isinstance(v, str) else json.dumps(v, allow_nan=False) for k, v in told.items()}
     return {"format": "pt", **{f"paintlib.{key}": value for key, value in text.items()}}
@@ -77,30 +83,29 @@ def metadata(answer: Answer) -> dict[str, str]:
 def picture(answer: Answer) -> str:
     """Return as SVG the sum and each task along the path, evaluated or drawn, and alpha ± error."""
     alphas, *curves = np.array([(a, value, *parts) for a, value, parts in answer["trace"]]).T
-    top, low = max(map(np.max, curves)), min(0.0, *map(np.min, curves))
-    left, right = alphas[0], alphas[-1]
+    ends, heights = (alphas[0], alphas[-1]), (min(0.0, np.min(curves)), np.max(curves))
 
-    def at(alpha: float, value: float) -> tuple[float, float]:
-        x = 60 + 420 * (min(max(alpha, left), right) - left) / (right - left)
-        return round(x, 1), round(260 - 220 * (value - low) / ((top - low) or 1.0), 1)
+    def at(alpha: Any, value: Any) -> tuple[Any, Any]:
+        x, y = np.interp(alpha, ends, (60, 480)), np.interp(value, heights, (260, 40))
+        return x.round(1), y.round(1)
 
-    def text(x: float, y: float, said: str, more: str) -> str:
+    def text(x: float, y: float, said: str, more: str = "") -> str:
         return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{html.escape(said)}</text>'
 
-    star, band = answer["alpha"], SURE * (answer["stderr"] or 0.0)
-    a, x, b = (at(star + d, low)[0] for d in (-band, 0.0, band))
-    parts = [f'<path d="M{a} 40H{b}V260H{a}" fill="#ddd"/>', text(270, 294, "alpha", ""),
+    band = SURE * (answer["stderr"] or 0.0)
+    (a, x, b), _ = at(answer["alpha"] + np.array([-band, 0.0, band]), 0.0)
+    parts = [f'<path d="M{a} 40H{b}V260H{a}" fill="#ddd"/>', text(270, 294, "alpha"),
              f'<path d="M{x} 40V260M60 40V260H480" fill="none" stroke="#000"/>']  # fmt: skip
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        alpha, value = left + share * (right - left), low + share * (top - low)
-        parts.append(text(at(alpha, low)[0], 276, f"{alpha:.3g}", 'text-anchor="middle"'))
-        parts.append(text(54, at(left, value)[1] + 4, f"{value:.3g}", 'text-anchor="end"'))
-    names, dense = ["sum", *answer["tasks"]], np.linspace(left, right, 101)
-    for i, (name, curve) in enumerate(zip(names, curves, strict=True)):
-        colour, points = COLOURS[i % len(COLOURS)], PchipInterpolator(alphas, curve)(dense)
-        line = " ".join("{},{}".format(*at(*point)) for point in zip(dense, points, strict=True))
+    for alpha, value in zip(np.linspace(*ends, 5), np.linspace(*heights, 5), strict=True):
+        x, y = at(alpha, value)
+        parts.append(text(x, 276, f"{alpha:.3g}", 'text-anchor="middle"'))
+        parts.append(text(54, y + 4, f"{value:.3g}", 'text-anchor="end"'))
+    dense = np.linspace(*ends, 101)
+    for i, (name, curve) in enumerate(zip(["sum", *answer["tasks"]], curves, strict=True)):
+        colour, drawn = COLOURS[i % len(COLOURS)], PchipInterpolator(alphas, curve)(dense)
+        line = " ".join(f"{x},{y}" for x, y in zip(*at(dense, drawn), strict=True))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
-        dots = (at(*point) for point in zip(alphas, curve, strict=True))
+        dots = zip(*at(alphas, curve), strict=True)
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in dots]
         parts.append(text(500, 50 + 18 * i, name, f'fill="{colour}"'))
     size = 'viewBox="0 0 640 300" font-family="sans-serif" font-size="12"'
@@ -112,43 +117,23 @@ def write_card(answer: Answer, folder: Path | str, parents: Sequence[str]) -> No
 
     `parents` are both checkpoints as the user names them; what is no file is a name on the Hub.
     """
-    tags = ["model-merging", "model-patching", "paintlib"]
-    header: dict[str, Any] = {"library_name": "pytorch", "tags": tags}
-    if base := [name for name in parents if not Path(name).exists()]:
-        header |= {"base_model": base, "base_model_relation": "merge"}
-    start, end = (name if name in base else Path(name).name for name in parents)
-    # JSON is YAML
-    made = f"(1 - alpha) · `{start}` + alpha · `{end}`; alpha is chosen by the sum of the"
+    start, end = (Path(name).name if Path(name).exists() else name for name in parents)
     rows = (f"| {key} | `{value}` |" for key, value in metadata(answer).items())
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "",
-             f"# {end} patched into {start}", "", f"The weights are {made} normalised losses of "
-             f"{', '.join(answer['tasks'])}.", "", summary(answer), "",
-             "![Normalised losses against alpha](curve.svg)", "",
-             "In parentheses: what the patch changes, ± the standard error on the same images.", "",
-             "## Certificate", "", "| | |", "|---|---|", *rows, ""]  # fmt: skip
-    files = {"README.md": "\n".join(lines), "curve.svg": picture(answer),
+    card = "\n\n".join([
+        "---\nlibrary_name: pytorch\ntags: [model-merging, model-patching, paintlib]\n---",
+        f"# {end} patched into {start}",
+        f"The weights are (1 - alpha) · `{start}` + alpha · `{end}`; alpha is chosen by the sum of "
+        f"the normalised losses of {', '.join(answer['tasks'])}.",
+        summary(answer), "![Normalised losses against alpha](curve.svg)",
+        "In parentheses: what the patch changes, ± the standard error on the same images.",
+        "## Certificate", "\n".join(["| | |", "|---|---|", *rows]),
+    ])  # fmt: skip
+    files = {"README.md": card + "\n", "curve.svg": picture(answer),
              "patch.json": json.dumps(answer, indent=1, allow_nan=False) + "\n"}  # fmt: skip
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with replacing(Path(folder, name)) as part:
-            part.write_text(content, encoding="utf-8")
+        Path(folder, name).write_text(content, encoding="utf-8")
 
 
-def _alpha(answer: Answer) -> str:
-    if (error := answer["stderr"]) is None:
-        more = (
-            "(alpha* is {1} {0:.3f}, at 95 %)".format(*answer["bound"]) if answer["bound"] else ""
-        )
-        return f"{answer['alpha']:.4f} {more}".strip()
-    places = min(max(1 - math.floor(math.log10(error or 1e-5)), 1), 6)  # two digits of the error
-    return f"{answer['alpha']:.{places}f} ± {error:.{places}f}"
-
-
-def _digits(value: float | None, form: str = ".2g") -> str:
+def _said(value: float | None, form: str = ".2g") -> str:
     return "unknown" if value is None else f"{value:{form}}"
-
-
-def _gain(end: str, fall: float, error: float) -> str:
-    """Say whether the patch beats an end by more than its error."""
-    verdict = "better" if fall > SURE * error else "not better"
-    said = f"the sum falls by {fall:.4f} ± {error:.4f}: {verdict} by more than 1.96 errors"
-    return f"- against the {PLACES[end]} end, {said}"

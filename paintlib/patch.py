@@ -3,33 +3,30 @@
 import dataclasses
 import hashlib
 import importlib
-import importlib.metadata
+import itertools
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from paintlib import limits, sampling, solver
+from paintlib import __version__, limits, sampling, solver
+from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
-from paintlib.objective import Evaluate, ImageScores, PairObjective
+from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
 
 __all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast"]
 
-ENDS = {"zero_shot": 0.0, "fine_tuned": 1.0}
 HELD_OUT = " (held out)"  # behind a task's name in the store
-SURE = 1.96  # standard errors
 DROWNS = 20.0  # times the range of another task's normalised loss
 
 
@@ -77,6 +74,9 @@ class Probe(NamedTuple):
     seconds: float  # of the batch
 
 
+Probes = Mapping[str, Probe]
+
+
 def find_setup(name: str) -> Setup:
     """Call `module:function`, the current folder first on the path of imports.
 
@@ -85,14 +85,12 @@ def find_setup(name: str) -> Setup:
     """
     module, _, function = name.partition(":")
     remedy = "give --tasks FILE:FUNCTION, without .py; `paintlib init` writes an example"
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, "")
     try:
         make = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # something that the module imports
-        raise ValueError(f"there is no module {module!r} in this folder; {remedy}") from None
+        what = f"there is no module {error.name!r} here or installed"
+        raise ValueError(f"{what}; {remedy}") from error
     if not callable(make):
         raise ValueError(f"{module} has no function {function!r}; {remedy}")
     if not isinstance(setup := make(), Setup):
@@ -100,8 +98,7 @@ def find_setup(name: str) -> Setup:
     return setup
 
 
-def check(setup: Setup, path: WeightPath, store: Store, *,
-          labels: bool = False) -> dict[str, Probe]:  # fmt: skip
+def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
     """Score the first batch of each task at alpha = 0, and refuse what does not fit.
 
     With `labels`, all batches are read, and each label is compared with the number of classes.
@@ -111,146 +108,118 @@ def check(setup: Setup, path: WeightPath, store: Store, *,
             labels or classes do not fit the logits; the store has other losses of that batch.
     """
     path.set_(setup.model, 0.0)
-    return {name: _probe(name, task, setup, store, labels) for name, task in setup.rows.items()}
+    probes = {}
+    for name, task in setup.rows.items():
+        if (batch := next(iter(task.batches), None)) is None:
+            raise ValueError(f"task {name!r} has no batch; give a list or a DataLoader with images")
+        begin = time.perf_counter()
+        first = dataclasses.replace(task, batches=[batch]).evaluate()
+        seconds = time.perf_counter() - begin
+        task.repeat(first)
+        told = setup.classes.get(name.removesuffix(HELD_OUT))
+        classes = told or 1  # which `log_classes` refuses
+        if task.loss is None:
+            with torch.inference_mode():
+                classes = (task.logits or task.model)(batch[0]).shape[1]
+            if told not in (None, classes):
+                raise ValueError(f"task {name!r} has {classes} logits but {told} classes")
+            for number, (_, there) in enumerate(task.batches if labels else ()):
+                if len(odd := there[((there < 0) & (there != -100)) | (there >= classes)]):
+                    what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
+                    raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
+        if (kept := store.get(0.0, name)) is not None:
+            size = min(len(kept.losses), len(first.losses))
+            if not np.allclose(kept.losses[:size], first.losses[:size], 0.02, 1e-3):
+                what = f"{store.file} has other losses of task {name!r} at alpha = 0"
+                raise ValueError(f"{what}: data or model changed; delete it, or give another file")
+        probes[name] = Probe(first, _count(task.batches), classes, seconds)
+    return probes
 
 
-def _probe(name: str, task: TaskLoss, setup: Setup, store: Store, labels: bool) -> Probe:
-    if (batch := next(iter(task.batches), None)) is None:
-        raise ValueError(f"task {name!r} has no batch; give a list or a DataLoader with images")
-    begin = time.perf_counter()
-    first = dataclasses.replace(task, batches=[batch]).evaluate()
-    seconds = time.perf_counter() - begin
-    task.repeat(first)
-    told = setup.classes.get(name.removesuffix(HELD_OUT))
-    classes = told or 1  # which `log_classes` refuses
-    if task.loss is None:
-        with torch.inference_mode():
-            classes = (task.logits or task.model)(batch[0]).shape[1]
-        if told not in (None, classes):
-            raise ValueError(f"task {name!r} has {classes} logits but {told} classes; correct one")
-        for number, (_, there) in enumerate(task.batches if labels else ()):
-            if len(odd := there[((there < 0) & (there != -100)) | (there >= classes)]):
-                what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
-                raise ValueError(f"{what}, but its logits are of the classes 0 to {classes - 1}")
-    if (kept := store.get(0.0, name)) is not None:
-        same = kept.losses[: len(first.losses)]
-        if same.shape != first.losses.shape or not np.allclose(same, first.losses, 0.02, 1e-3):
-            what = f"{store.file} has other losses of task {name!r} at alpha = 0"
-            raise ValueError(f"{what}: data or model changed; delete it, or give another --store")
-    return Probe(first, _count(task.batches), classes, seconds)
-
-
-def forecast(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: Store) -> str:
+def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> str:
     """Say what `check` has seen, what the weights take, and how long an evaluation may."""
-    lines, total = [], 0.0
+    about, total = [], 0.0
     for name, (first, images, classes, seconds) in probes.items():
         seconds *= (images or len(first.losses)) / len(first.losses)
         total += 0 if name.endswith(HELD_OUT) else seconds
-        said = f"{images or 'an unknown number of'} images, {classes} classes"
-        loss = f"loss {first.score.loss:.3g} in the first batch"
-        lines.append(f"{name}: {said}, {loss}, {seconds:.2g} s per evaluation")
+        size = f"{images or 'an unknown number of'} images, {classes} classes"
+        about.append(f"{name}: {size}, loss {first.score.loss:.3g} in the first batch")
     tensors = setup.model.state_dict().values()
-    taken = 3 * sum(tensor.nbytes for tensor in tensors)
-    memory = f"memory: {taken / 2**30:.2f} GiB for both ends and the model"
-    if (device := next(iter(tensors)).device).type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        memory += f"; {free / 2**30:.1f} GiB of the GPU are free"
-    known = {alpha for name in setup.tasks for alpha in store.alphas(name)}
-    lines += [
-        f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart", memory,
+    taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
+    return "\n".join([
+        *about, f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",
+        f"memory: {taken:.2f} GiB for both ends and the model",
         f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21",
-        f"{store.file}: {len(known)} evaluations", "nothing speaks against it",
-    ]  # fmt: skip
-    return "\n".join(lines)
+        f"{store.file}: {max(len(store.alphas(name)) for name in setup.tasks)} evaluations",
+    ])  # fmt: skip
 
 
-def choose(setup: Setup, path: WeightPath, probes: Mapping[str, Probe], store: Store, *,
+def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
            method: str = "log_quintic", normalisation: str = "zero_shot",
            weights: Sequence[float] | None = None, ceilings: Sequence[limits.Ceiling] = (),
-           bracket: tuple[float, float] = (0.0, 1.0), step: float = 0.05,
+           bracket: solver.Bracket = (0.0, 1.0), step: float = 0.05,
            max_evals: int = 12) -> dict[str, Any]:  # fmt: skip
     """Choose alpha, measure there and at both ends, and return all that can be said, as for JSON.
 
     Progress goes to stderr. What does not exist is None, a difference is `[difference, standard
     error]`, on the same images. The status is "BUDGET" where the search has not ended.
     """
-    evaluate = _evaluator(setup, path, probes)
-    names, counts = list(setup.tasks), [probes[name].classes for name in setup.tasks]
-    objective = PairObjective.replay(
-        store, names, counts, normalisation, evaluate=evaluate, weights=weights
-    )
-    more: dict[str, Any] = {"max_evals": max_evals}
-    if method in ("grid", "quintic"):
-        more = {"step": step}
-    if method == "log_quintic":
-        more["xtol"] = sampling.tolerance(objective)
+    number = itertools.count(1)
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        path.set_(setup.model, alpha)
+        tasks = [setup.rows[name] for name in missing]
+        counts: list[Any] = [probes[name].images for name in missing]
+        total = None if None in counts else sum(counts)
+        said = f"evaluation {next(number)}, alpha = {alpha:.4f}"
+        with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
+            watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
+            return [task.evaluate() for task in watched]
+
+    def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
+        counts = [probes[name].classes for name in names]
+        return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
+
+    objective = replay(list(setup.tasks), normalisation, weights)
+    xtol = sampling.tolerance(objective)
+    own: dict[str, dict[str, Any]] = {"brent": {"max_evals": max_evals}}
+    own["log_quintic"] = {"xtol": xtol, "max_evals": max_evals}
     if ceilings:  # their search is a log-quintic
-        found = limits.under(objective, ceilings, bracket, xtol=sampling.tolerance(objective))
+        found = limits.under(objective, ceilings, bracket, xtol=xtol)
     else:
-        found = getattr(solver, method)(objective, bracket, **more)
-    alphas = {"zero_shot": 0.0, "patched": found.alpha, "fine_tuned": 1.0}
-    for alpha in alphas.values():
-        objective(alpha)
+        found = getattr(solver, method)(objective, bracket, **own.get(method, {"step": step}))
     error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
-    tasks = _measured(objective, names, alphas)
-    for task, scale in zip(tasks.values(), objective.normalisers, strict=True):
+    measured, beside = _measured(objective, found.alpha), {}
+    by_name = dict(zip(setup.tasks, objective.weights, strict=True))
+    for task, scale in zip(measured["tasks"].values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
-    held = {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
-            for task, rise, sure in ceilings}  # fmt: skip
-    gain = {end: sampling.difference(objective, alpha, found.alpha) for end, alpha in ENDS.items()}
-    by_name = dict(zip(names, objective.weights, strict=True))
+    if held_out := setup.held_out:
+        units = [by_name[name] / measured["tasks"][name]["scale"] for name in held_out]
+        whole = len(held_out) == len(by_name)  # else there is no sum
+        other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
+        beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
     told = {
-        "alpha": found.alpha, "stderr": _number(error.alpha if error else math.nan),
+        "alpha": found.alpha, "stderr": _number(error.alpha) if error else None,
         "numerical_error": _number(_numerical_error(found)), "status": found.status.name,
         "advice": found.status.value, "solver": method, "normalisation": normalisation,
         "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
-        "ceilings": held,
-        "bracket": list(bracket), "evaluations": len(objective.evaluated), "tasks": tasks,
-        "gain": {end: fall for end, fall in gain.items() if ENDS[end] != found.alpha},
-        "held_out": _held_out(setup, probes, store, evaluate, alphas, tasks, by_name),
+        "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
+                     for task, rise, sure in ceilings},
+        "bracket": list(bracket), "evaluations": len(objective.evaluated), **measured,
+        "held_out": beside,
         "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
-        "parents": dict(zip(ENDS, path.digests, strict=True)),
+        "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
-        "versions": {name: importlib.metadata.version(name) for name in ("paintlib", "torch")},
+        "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
     return told | {"warnings": list(_warnings(setup, objective, found, told))}
 
 
-def _evaluator(setup: Setup, path: WeightPath, probes: Mapping[str, Probe]) -> Evaluate:
-    """Return what evaluates tasks at an alpha, under a bar that counts images."""
-    bar, number = tqdm(disable=True), 0
-
-    def watch(task: TaskLoss) -> TaskLoss:
-        return dataclasses.replace(task, batches=_Watched(task.batches, lambda n: bar.update(n)))
-
-    watched = {name: watch(task) for name, task in setup.rows.items()}
-
-    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
-        nonlocal bar, number
-        number += 1
-        path.set_(setup.model, alpha)
-        counts = [probes[name].images for name in missing]
-        total = None if None in counts else sum(filter(None, counts))
-        often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log needs fewer lines
-        said = f"evaluation {number}, alpha = {alpha:.4f}"
-        with tqdm(total=total, desc=said, unit=" images", mininterval=often) as bar:
-            return [watched[name].evaluate() for name in missing]
-
-    return evaluate
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """Batches that count their images when these have been used."""
-
-    batches: Iterable[Any]
-    tick: Callable[[int], object]
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            yield batch
-            self.tick(_size(batch))
+def _watch(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        bar.update(_size(batch))
 
 
 def _size(batch: Any) -> int:
@@ -263,10 +232,8 @@ def _size(batch: Any) -> int:
 def _count(batches: Any) -> int | None:
     if isinstance(batches, list | tuple):
         return sum(map(_size, batches))
-    try:
-        return len(batches.dataset)
-    except (AttributeError, TypeError):
-        return None
+    dataset = getattr(batches, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _number(value: float) -> float | None:
@@ -278,47 +245,33 @@ def _numerical_error(found: solver.Solution) -> float:
     rest = [sample for sample in found.trace if sample.alpha != found.alpha]
     if len(rest) < 3:
         return max(abs(found.alpha - end) for end in found.bracket)
-    fits = (fit_parts(samples) for samples in (found.trace, rest))
+    fits = fit_parts(found.trace), fit_parts(rest)
     return max(abs(fit.minimum(*found.bracket) - found.alpha) for fit in fits)
 
 
-def _measured(objective: PairObjective, names: Iterable[str],
-              alphas: Mapping[str, float]) -> dict[str, Any]:  # fmt: skip
-    """Return, per task, loss and accuracy at each place, and what the patch changes of an end's."""
-    told: dict[str, Any] = {}
-    for i, name in enumerate(names):
-        images = {place: objective.images(alpha)[i] for place, alpha in alphas.items()}
-        here, told[name] = images["patched"], {"images": images["patched"].score.images}
-        for place, there in images.items():
-            hits = here.correct.astype(float) - there.correct
-            change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
+def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
+    """Return what the ends and the patch cost by task, and by how much the sum is lower."""
+    places = {"zero_shot": 0.0, "patched": alpha, "fine_tuned": 1.0}
+    for other in places.values():
+        objective(other)  # refuses what is not finite
+    tasks: dict[str, Any] = {name.removesuffix(HELD_OUT): {} for name in objective.names}
+    for i, task in enumerate(tasks.values()):
+        here = objective.images(alpha)[i]
+        task["images"] = len(here.losses)
+        for place, other in places.items():
+            there = objective.images(other)[i]
             loss, accuracy, _ = there.score
-            told[name][place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
-    return told
-
-
-def _paired(row: NDArray[np.float64]) -> list[float | None]:
-    """Return the mean of differences on the same images, and its standard error."""
-    return [_number(float(row.mean())), _number(float(row.std() / len(row) ** 0.5))]
-
-
-def _held_out(setup: Setup, probes: Mapping[str, Probe], store: Store, evaluate: Evaluate,
-              alphas: Mapping[str, float], chosen: dict[str, Any],
-              weights: Mapping[str, float]) -> dict[str, Any]:  # fmt: skip
-    """Return `tasks` and `gain` on held-out images, by the scales of the choice, or nothing."""
-    if not setup.held_out:
-        return {}
-    names = [name + HELD_OUT for name in setup.held_out]
-    counts = [probes[name].classes for name in names]
-    other = PairObjective.replay(store, names, counts, "none", evaluate=evaluate)
-    tasks, gain = _measured(other, setup.held_out, alphas), {}
-    for end in ENDS if tasks.keys() == chosen.keys() else ():  # else there is no sum
-        if ENDS[end] != alphas["patched"]:
-            rows = [[weights[name] / chosen[name]["scale"] * x
-                     for x in tasks[name][end]["change"]["loss"]] for name in chosen]  # fmt: skip
-            changes, errors = zip(*rows, strict=True)
-            gain[end] = -math.fsum(changes), math.hypot(*errors)
+            hits = here.correct * 1.0 - there.correct
+            change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
+            task[place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
+    gain = {end: sampling.difference(objective, other, alpha)
+            for end, other in places.items() if other != alpha}  # fmt: skip
     return {"tasks": tasks, "gain": gain}
+
+
+def _paired(row: Any) -> list[float | None]:
+    """Return the mean of differences on the same images, and its standard error."""
+    return [_number(row.mean()), _number(row.std() / len(row) ** 0.5)]
 
 
 def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
@@ -329,18 +282,15 @@ def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
     parts = np.ptp([sample.parts for sample in found.trace], axis=0)
     least, most = (objective.names[i] for i in (parts.argmin(), parts.argmax()))
     if parts.max() > DROWNS * parts.min():
-        what = f"the scale of task {most!r} drowns {least!r}: along the path its normalised loss"
-        yield f"{what} changes by {parts.max():.3g}, the other's by {parts.min():.3g}"
-    for kind, gains in (("", told["gain"]), (" held-out", told["held_out"].get("gain", {}))):
-        for end, (fall, error) in gains.items():
+        what = f"changes by {parts.max():.3g} along the path, the other's by {parts.min():.3g}"
+        yield f"the scale of task {most!r} drowns {least!r}: its normalised loss {what}"
+    for on, measured in (("", told), (" on held-out images", told["held_out"])):
+        for end, (fall, error) in measured.get("gain", {}).items():
             if fall <= SURE * error:
-                yield (f"on its{kind} images, the patch is no better than the "
-                       f"{end.replace('_', '-')} end beyond its error")  # fmt: skip
+                yield f"the patch is no better than the {PLACES[end]} end beyond its error{on}"
     ridge = sampling.second_valley(objective, found)
     if ridge and ridge[0] > SURE * ridge[1]:
         what = f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum"
         yield f"{what}: --solver grid --step 0.01 sees both"
-    kinds = nn.modules.batchnorm._BatchNorm
-    if not setup.after and any(isinstance(module, kinds) for module in setup.model.modules()):
-        what = "the averages of BatchNorm are interpolated, and are not those of the mixed model"
-        yield f"{what}: give Setup an after= that re-estimates them"
+    if not setup.after and any("BatchNorm" in type(m).__name__ for m in setup.model.modules()):
+        yield "the averages of BatchNorm are interpolated: re-estimate them by an after= of Setup"
