@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from paintlib.store import Store
 
 __all__ = ["ImageScores", "PairObjective", "Score"]
-
 
 HALF = 1e-4  # the precision of float16 and bfloat16 is coarser, that of float32 finer
 CLOSE = (0.49, 0.5, 0.51, 0.52)
@@ -37,27 +37,21 @@ class Score(NamedTuple):
     images: int
 
 
-class _Images(NamedTuple):
-    losses: NDArray[np.float64]
-    correct: NDArray[np.bool_] | NDArray[np.float64]
-
-
-class ImageScores(_Images):
+@dataclass(frozen=True, eq=False)
+class ImageScores:
     """Of each image of a task: its loss (nats, float64), and whether the label is on top.
 
     `correct` may be fractions, or nan where nobody knows. `digest` says which images they are, and
     in which order ("": unknown); `eps` is the precision they were computed in (0: unknown).
     """
 
+    losses: NDArray[np.float64]
+    correct: NDArray[Any]
     digest: str = ""
     eps: float = 0.0
 
-    def __new__(cls, losses: NDArray[np.float64], correct: NDArray[Any],
-                digest: str = "", eps: float = 0.0) -> ImageScores:  # fmt: skip
-        """Return a pair of arrays that knows where it comes from."""
-        images = super().__new__(cls, losses, correct)
-        images.digest, images.eps = digest, eps
-        return images
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter((self.losses, self.correct))
 
     @property
     def score(self) -> Score:
@@ -85,8 +79,8 @@ class PairObjective:
     """The objective of the paper, (1.3) eq-objective: normalised losses of two tasks at alpha.
 
     The first visit of an alpha writes w(alpha) into the model, and adds it to `evaluated`; none is
-    evaluated twice. `normalisers` are the scales of the tasks, `anchors` the alphas they take:
-    0, which is evaluated at once, or the 21 `samples` of `minmax`, evaluated when first needed.
+    evaluated twice. The scales of the tasks, `normalisers`, take the losses at `anchors`: 0, which
+    is evaluated at once, or the 21 `samples` of `minmax`, evaluated when first needed.
 
     Args:
         path: the weights; for `WeightPatches`, alpha is a tuple of one coefficient per patch.
@@ -95,8 +89,8 @@ class PairObjective:
         normalisation: one of `NORMALISATIONS`.
         names: what the tasks are called in the store; "0", "1", ... by default.
         store: where evaluations are looked up and kept, those of each task by themselves.
-        weights: how much each task counts, a factor of its normalised loss; 1 by default. At 0 a
-            task is only looked at, by a ceiling (`paintlib.limits`) for instance.
+        weights: a factor of each task's normalised loss, 1 by default; 0 for a task that has
+            nothing but a ceiling (`paintlib.limits`).
 
     Raises:
         ValueError: the normalisation, classes, names or weights do not fit, or the models differ.
@@ -114,16 +108,16 @@ class PairObjective:
         if len({id(task.model) for task in tasks}) != 1:
             raise ValueError("the tasks must share one model: the one the path writes into")
 
-        repeated: set[str] = set()
+        fresh = set(by_name)  # not yet scored
 
         def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
             path.set_(tasks[0].model, alpha)
             rows = []
             for name in missing:
                 rows.append(by_name[name].evaluate())
-                if name not in repeated:
+                if name in fresh:
                     by_name[name].repeat(rows[-1])
-                    repeated.add(name)
+            fresh.difference_update(missing)
             return rows
 
         origin = getattr(path, "origin", 0.0)
@@ -149,31 +143,31 @@ class PairObjective:
                origin: Alpha) -> None:  # fmt: skip
         if len(names) != len(classes):
             raise ValueError(f"{len(names)} tasks but {len(classes)} class counts")
-        self.names, self.normalisation = tuple(names), normalisation
         self.weights = tuple(map(float, (1.0,) * len(names) if weights is None else weights))
-        good = all(math.isfinite(w) and w >= 0 for w in self.weights) and any(self.weights)
+        good = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
         if len(self.weights) != len(names) or not good:
-            remedy = "give each task a positive factor, or 0 to some"
-            raise ValueError(f"{len(names)} tasks but the weights {self.weights}; {remedy}")
+            raise ValueError(f"{len(names)} tasks but the weights {self.weights}; give each task a "
+                             "positive factor, or 0 to some")  # fmt: skip
+        self.names, self.normalisation, self._classes = tuple(names), normalisation, tuple(classes)
         self.evaluated: list[Any] = []
-        self._evaluate, self._store, self._classes = evaluate, store, tuple(classes)
+        self._evaluate, self._store = evaluate, store
         self._digests: dict[str, str] = {}
         self._visited: dict[Alpha, tuple[ImageScores, ...]] = {}
         self.origin = position(origin)
         self.anchors: tuple[Alpha, ...] = (self.origin,)
-        if normalisation == "minmax":
-            if self.origin != 0.0:
-                raise ValueError("minmax scales by samples of one path, not of several patches")
+        if normalisation != "minmax":
+            _ = self.normalisers
+        elif self.origin == 0.0:
             self.anchors = self.samples
         else:
-            _ = self.normalisers
+            raise ValueError("minmax scales by samples of one path, not of several patches")
 
     @cached_property
     def normalisers(self) -> tuple[Normaliser, ...]:
         """The scale of each task; the first look evaluates the `anchors` that are not known."""
-        curves = zip(*([s.loss for s in self.score(alpha)] for alpha in self.anchors), strict=True)
-        pairs = zip(curves, self._classes, strict=True)
-        return tuple(normaliser(self.normalisation, *pair) for pair in pairs)
+        scores = zip(*map(self.score, self.anchors), strict=True)  # by task
+        return tuple(normaliser(self.normalisation, [score.loss for score in own], count)
+                     for own, count in zip(scores, self._classes, strict=True))  # fmt: skip
 
     def __call__(self, alpha: Alpha) -> tuple[float, ...]:
         """Return the normalised, weighted loss of each task at `alpha`, if it is finite."""
@@ -190,21 +184,22 @@ class PairObjective:
     def images(self, alpha: Alpha) -> tuple[ImageScores, ...]:
         """Return what each image costs at `alpha`, per task."""
         alpha = position(alpha)
-        if alpha not in self._visited:
-            found = self._stored(alpha)
-            if missing := [name for name in self.names if name not in found]:
-                if self._evaluate is None:
-                    what = f"task {missing[0]!r} is not stored at alpha = {alpha}"
-                    file = self._store and self._store.file
-                    raise ValueError(f"{what} in {file}; evaluate it with the weights")
-                fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
-                self.evaluated.append(alpha)
-                for name, row in (found | fresh).items():
-                    same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
-                if self._store is not None:
-                    self._store.put(alpha, fresh)
-                found |= fresh
-            self._visited[alpha] = tuple(found[name] for name in self.names)
+        if alpha in self._visited:
+            return self._visited[alpha]
+        found = self._stored(alpha)
+        if missing := [name for name in self.names if name not in found]:
+            if self._evaluate is None:
+                file = self._store and self._store.file
+                raise ValueError(f"task {missing[0]!r} is not stored at alpha = {alpha} in {file}; "
+                                 "evaluate it with the weights")  # fmt: skip
+            fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
+            self.evaluated.append(alpha)
+            found |= fresh
+            for name, row in found.items():
+                same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
+            if self._store is not None:
+                self._store.put(alpha, fresh)
+        self._visited[alpha] = tuple(found[name] for name in self.names)
         return self._visited[alpha]
 
     @property
