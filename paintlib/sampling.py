@@ -81,7 +81,7 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
 
     To first order Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2, where Var(J') is the sum over the
     tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
-    through its losses at the samples around alpha*. None where the lowest of `samples` is not known.
+    through its losses at the samples around alpha*. None where the lowest sample is not known.
     """
     samples, kept, rows = _known(objective, samples)
     best = kept[0].alpha

@@ -7,6 +7,7 @@ A mark as (3.3) eq-root is the number of an equation of the book, and its label.
 
 import bisect
 import enum
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -61,22 +62,14 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Solution:
-    """The best point a solver has seen, and why it stopped.
-
-    Attributes:
-        alpha: position of the smallest value seen.
-        value: sum of the parts there.
-        bracket: smallest interval between samples that holds a quasi-convex minimum.
-        trace: all samples the answer rests on: known ones by alpha, then fresh ones as they came.
-        evaluations: number of fresh ones, the price of this answer.
-    """
+    """The best point a solver has seen, and why it stopped."""
 
     alpha: float
     value: float
-    bracket: Bracket
+    bracket: Bracket  # the smallest interval between samples that holds a quasi-convex minimum
     status: Status
-    trace: tuple[Evaluation, ...]
-    evaluations: int
+    trace: tuple[Evaluation, ...]  # known samples by alpha, then fresh ones as they came
+    evaluations: int  # fresh ones, the price of this answer
 
     @property
     def fresh(self) -> tuple[Evaluation, ...]:
@@ -103,16 +96,14 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
         step: distance of the samples, as for `grid`.
         known: evaluations already paid for; those outside the bracket are ignored. Both ends and
             four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, it is the answer whatever lies there, and
-            `value` is the polynomial's.
+        verify: whether to evaluate the root. Without, it is the answer, with the fit's value.
 
     Returns:
         The best point seen. The status is CONVERGED, AT_START or AT_END, or UNVERIFIED; but of any
         solver it is FLAT if all values are equal, NOT_QUASICONVEX if the samples have two valleys.
 
     Raises:
-        ValueError: an argument is invalid, a loss is not finite (its alpha is named), or the
-            number of parts changes between calls.
+        ValueError: an argument or a loss is invalid, or the number of parts changes.
 
     >>> round(quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).alpha, 9)
     0.875
@@ -141,14 +132,14 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
     in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
     best point, and the fit without that point had its root there too and predicted its value (to
-    1e-3). Where the steps of the fits do not shrink, it takes a golden section of the widest gap
-    in the bracket: it ends on any function. An evaluation `xtol` inside certifies an end.
+    1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's widest
+    gap: it ends on any function. An evaluation `xtol` inside certifies an end.
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
-    (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default to six, and one
-    for each end that is not `known`. `noise` is the standard deviation of the rounding of a value,
-    by default the `noise` of the objective, if it has one, or 0: a fit that promises less than
-    twice that ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
+    (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default six, and one for
+    each end that is not `known`. `noise` is the standard deviation of a value's rounding, by
+    default the objective's `noise`, if it has one, or 0: a fit that promises less than twice that
+    ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
@@ -172,9 +163,9 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
             return record.solution(record.place())
         if record.flat() and len(record.samples) >= POINTS:
             return record.solution(Status.FLAT)
-        fit = fit_parts(record.samples)
-        target = fit.minimum(a, b)
-        still = abs(target - best.alpha) <= near
+        target = (fit := fit_parts(record.samples)).minimum(a, b)
+        steps.append(abs(target - best.alpha))
+        still = steps[-1] <= near
         # what rounding hides: the rest of the way down, and xtol where the valley is flat
         quiet = noise > 0 and best.value - float(fit(target)) <= 2 * noise
         blunt = noise > 0 and fit.curvature(target) * near**2 / 2 <= 4 * noise
@@ -185,10 +176,9 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
             return record.solution(Status.NOISE)
         if not record.budget:
             return record.solution(Status.BUDGET)
-        steps.append(abs(target - best.alpha))
         trial = target
         if still and best.alpha in (low, high):
-            # A step of xtol inwards is the cheapest proof that an end is the minimum.
+            # a step of xtol inwards is the cheapest proof that an end is the minimum
             trial = min(low + near, b) if best.alpha == low else max(high - near, a)
         if record.find(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
             trial = record.widest_gap()
@@ -217,10 +207,10 @@ def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
-    bounds, options = (record.low, record.high), {"xatol": xtol, "maxiter": max_evals}
     result = optimize.minimize_scalar(
-        lambda alpha: record(float(alpha)).value, bounds=bounds, method="bounded", options=options
-    )
+        lambda alpha: record(float(alpha)).value, bounds=(record.low, record.high),
+        method="bounded", options={"xatol": xtol, "maxiter": max_evals},
+    )  # fmt: skip
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
 
 
@@ -244,11 +234,9 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     result = optimize.minimize_scalar(
         lambda alpha: record(float(alpha - 1.0) * record.width + record.low).value,
         # scipy's tolerance is a share of alpha, which this shift keeps between 1 and 2
-        bracket=(1.0, 1.0 + (middle.alpha - record.low) / record.width, 2.0),
-        method="golden",
-        # one point comes first
-        options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},
-    )
+        bracket=(1.0, 1.0 + (middle.alpha - record.low) / record.width, 2.0), method="golden",
+        options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},  # after one point
+    )  # fmt: skip
     return record.solution(record.place() if result.success else Status.BUDGET)
 
 
@@ -256,37 +244,44 @@ if TYPE_CHECKING:
     from paintlib.joint import joint as joint
 else:
 
-    def __getattr__(name: str) -> Any:
-        if name != "joint":
-            raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
-        from paintlib.joint import joint  # it stands on this module
+    def __getattr__(name: str) -> Any:  # paintlib.joint stands on this module
+        if name == "joint":
+            return importlib.import_module("paintlib.joint").joint
+        raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
 
-        return joint
+
+def ends(bracket: Bracket) -> Bracket:
+    """Return the ends of a bracket that is one."""
+    low, high = map(float, bracket)
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
+    return low, high
+
+
+def check_xtol(xtol: float, width: float) -> None:
+    """Refuse a tolerance that a bracket of this width cannot have."""
+    if not 1e-8 * width <= xtol < width:
+        raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {width}")
 
 
 class _Record:
     """What is known about the objective so far; checks, counts and sorts its evaluations."""
 
     def __init__(self, objective: Objective, bracket: Bracket, known: Known) -> None:
-        self.low, self.high = low, high = float(bracket[0]), float(bracket[1])
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
-        self.objective, self.width, self.budget = objective, high - low, 0
+        self.objective, self.budget, (self.low, self.high) = objective, 0, ends(bracket)
+        self.width = self.high - self.low
         noise = float(getattr(objective, "noise", 0.0))
         self.noise = noise if noise > 0 else 0.0  # NaN: unknown
         self.samples: list[Evaluation] = []  # ascending in alpha
         self.fresh: list[Evaluation] = []
-        for alpha, value, parts in sorted(known):
-            if low <= alpha <= high:
-                sample = self._add(float(alpha), parts or value)
-                if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
-                    both = f"the value {value}, and by {sample.value} or the parts {parts}"
-                    remedy = "pass evaluations of this objective"
-                    raise ValueError(f"alpha = {alpha} is known by {both}; {remedy}")
+        for alpha, value, parts in sorted(k for k in known if self.low <= k.alpha <= self.high):
+            sample = self._add(float(alpha), parts or value)
+            if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
+                both = f"the value {value}, and by {sample.value} or the parts {parts}"
+                raise ValueError(f"alpha = {alpha} is known by {both}; pass this objective's")
 
     def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
-        if not 1e-8 * self.width <= xtol < self.width:
-            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {self.width}")
+        check_xtol(xtol, self.width)
         if budget < at_least:
             raise ValueError(f"max_evals is {budget}, but this search needs at least {at_least}")
         self.budget = budget
@@ -336,11 +331,10 @@ class _Record:
         if best.alpha in (self.low, self.high) or len(self.samples) < POINTS - 1:
             return False
         fit = fit_parts(sample for sample in self.samples if sample is not best)
-        scale = max(abs(best.value), self.span())
         here, target = float(fit(best.alpha)), fit.minimum(*self.bracket())
-        good = abs(here - best.value) <= max(AGREE * scale, 4 * noise)
+        off = max(AGREE * max(abs(best.value), self.span()), 4 * noise)
         there = abs(target - best.alpha) <= near or here - float(fit(target)) <= 2 * noise
-        return good and there
+        return there and abs(here - best.value) <= off
 
     def span(self) -> float:
         values = [sample.value for sample in self.samples]
@@ -360,7 +354,7 @@ class _Record:
 
     def solution(self, status: Status, found: tuple[float, float] | None = None) -> Solution:
         """Return the best sample, or the alpha and value `found` by a fit."""
-        # What the samples show goes before `status`; a bump has to stand out of their rounding.
+        # what the samples show goes before `status`; a bump has to stand out of their rounding
         values = [sample.value for sample in self.samples]
         if self.flat() and len(values) >= POINTS:
             status = Status.FLAT
@@ -376,12 +370,11 @@ class _Record:
             raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
         if not all(map(math.isfinite, parts)):
             raise ValueError(f"losses not finite at alpha = {alpha}: {parts}; narrow the bracket")
-        first = self.samples[0] if self.samples else Evaluation(alpha, 0.0, parts)
+        sample = self.find(alpha) or Evaluation(alpha, math.fsum(parts), parts)
+        first = next(iter(self.samples), sample)
         if len(parts) != len(first.parts):
             there = f"{len(first.parts)} at alpha = {first.alpha}; return one loss for each task"
             raise ValueError(f"the objective has {len(parts)} parts at alpha = {alpha} but {there}")
-        sample = self.find(alpha)
-        if sample is None:
-            sample = Evaluation(alpha, math.fsum(parts), parts)
+        if sample not in self.samples:
             bisect.insort(self.samples, sample)
         return sample

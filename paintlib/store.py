@@ -110,13 +110,13 @@ class Store:
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
-                    more = {name: content[f"{task}.{name}"].item()
-                            for name in ("digest", "eps") if f"{task}.{name}" in content}  # fmt: skip
+                    names = [n for n in ("digest", "eps") if f"{task}.{n}" in content]
+                    more = {name: content[f"{task}.{name}"].item() for name in names}
                     found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
-        if field := min((f for f in ours | key if key.get(f) != ours.get(f)), default=None):
+        for field in sorted(f for f in ours | key if key.get(f) != ours.get(f)):
             said = f"{field} = {key.get(field)!r}, not {ours.get(field)!r}"
             raise ValueError(f"{self.file} holds evaluations with {said}; delete it, or give "
                              "these another file")  # fmt: skip
