@@ -1,8 +1,7 @@
 """Several patches at once: one coefficient each, w(a) = w_zs + sum_k a_k (w_k - w_zs).
 
-As in `solver`, an objective maps the coefficients, a tuple of one float per patch, to one
-normalised loss per task (or to their sum): `PairObjective` does so with `WeightPatches`. All
-searches return a `JointSolution`, never worse than the best point they have seen.
+An objective maps a tuple of one coefficient per patch to one normalised loss per task (or to their
+sum): `PairObjective` does so with `WeightPatches`. All searches return the best point they saw.
 """
 
 from __future__ import annotations
@@ -59,10 +58,8 @@ class WeightPatches:
     Where one coefficient alone is not 0, they are bit for bit those of `WeightPath(start, end)`;
     integer tensors are those of the first path at its coefficient.
 
-    Args:
-        start: the common weights, a module or its state dict.
-        ends: one or more fine-tuned ones, as for `WeightPath`, with its errors.
-        after: called with the model after each write.
+    `start` and each of `ends`, and the errors, are those of `WeightPath`; `after` is called with
+    the model after each write.
     """
 
     def __init__(self, start: Weights, ends: Sequence[Weights],
@@ -113,18 +110,9 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
     faces: as many points as a quadratic has coefficients. A surface (a cubic radial basis on a
     quadratic) through the log-loss of each task gives the lowest sum in the box, which is
     evaluated, and so on until it is within `xtol` of the best point, and is so still when a point
-    beside that one is known for each further coefficient.
-
-    Args:
-        objective: maps a tuple of coefficients to a loss, or to one per task, to be summed.
-        patches: how many coefficients.
-        bracket: the ends of each coefficient.
-        xtol: the largest distance of a coefficient.
-        max_evals: fresh evaluations, by default those of the start and 6 per patch.
-        known: evaluations already paid for, as along the axes by `solver.log_quintic`.
-
-    Raises:
-        ValueError: an argument is invalid, or a loss is not finite (its coefficients are named).
+    beside that one is known for each further coefficient. `bracket` holds for each of the
+    `patches` coefficients, `max_evals` is by default the start and 6 per patch, and the rest,
+    errors too, as for `solver.log_quintic`.
 
     >>> joint(lambda a: [(a[0] - 0.3) ** 2 + 1, (a[1] - a[0]) ** 2 + 1], 2).status.name
     'CONVERGED'
@@ -156,8 +144,7 @@ def coordinatewise(objective: JointObjective, patches: int, bracket: Bracket = (
                    known: Iterable[JointEvaluation] = ()) -> JointSolution:  # fmt: skip
     """Minimise over one coefficient after the other by `log_quintic`, a peer of `joint`.
 
-    It begins with all at the lower end of the bracket and ends when no coefficient of a round moves
-    by more than `xtol`. The arguments are those of `joint`.
+    It begins at the lower ends, and stops when a round moves no coefficient by more than `xtol`.
     """
     record = _Record(objective, patches, bracket, xtol, known)
     here = record.low.copy()
@@ -194,8 +181,8 @@ class _Record:
         check_xtol(xtol, high - low)
         self.low, self.high = np.full(patches, low), np.full(patches, high)
         self.objective, self.fresh = objective, 0
-        inside = (s for s in known if all(low <= a <= high for a in s.alpha))
-        self.samples = [self._checked(s.alpha, s.parts or s.value) for s in inside]
+        self.samples = [self._checked(s.alpha, s.parts or s.value) for s in known
+                        if low <= min(s.alpha) and max(s.alpha) <= high]  # fmt: skip
 
     def __call__(self, alpha: ArrayLike) -> JointEvaluation:
         if sample := self.find(alpha):
@@ -210,9 +197,9 @@ class _Record:
 
     def along(self, point: Array, k: int) -> Iterable[Evaluation]:
         """Yield the samples that differ from `point` in coefficient k alone, as known there."""
-        for alpha, *rest in self.samples:
+        for alpha, value, parts in self.samples:
             if np.allclose(np.delete(alpha, k), np.delete(point, k), 0, SAME):
-                yield Evaluation(alpha[k], *rest)
+                yield Evaluation(alpha[k], value, parts)
 
     def best(self) -> JointEvaluation:
         return min(self.samples, key=lambda sample: sample.value)
@@ -231,7 +218,8 @@ class _Record:
         box = [*zip(self.low, self.high, strict=True)]
         starts = sorted(self.samples, key=lambda sample: sample.value)[:3]
         found = [optimize.minimize(total, s.alpha, method="L-BFGS-B", bounds=box) for s in starts]
-        return np.clip(min(found, key=lambda one: float(one.fun)).x, self.low, self.high)
+        lowest: Array = min(found, key=lambda one: float(one.fun)).x
+        return np.clip(lowest, self.low, self.high)
 
     def probe(self, step: float) -> Array:
         """Return a point beside the best, in the direction that the points near it say least of."""

@@ -62,22 +62,14 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
     polynomial tells where, and an evaluation just before it verifies that. Where it fails it is a
     new neighbour, until the answer is within 0.005 of the bracket's width of where the ceiling is
     met, or after 6 more evaluations. Where no sample obeys, the lowest of the polynomial is tried.
-    Ceilings are held one by one; an alpha that just obeys does so on other images with the
-    ceiling's probability.
 
-    Args:
-        objective: any number of tasks; a ceiling needs the losses of their single images.
-        ceilings: one or more. A task that has nothing but a ceiling has the weight 0.
-        bracket: the ends of the search, ascending.
-        xtol: as for `log_quintic`.
-        known: as for `log_quintic`, where `objective` knows them too.
-
-    Returns:
-        The lowest sample that obeys. The status is AT_CEILING where a ceiling holds it back,
-        ABOVE_CEILING, with the sample that comes nearest, where none obeys, else `log_quintic`'s.
+    Ceilings are held one by one. A task that has nothing but a ceiling has the weight 0. The
+    arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
+    knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
+    ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
 
     Raises:
-        ValueError: there is no ceiling, one is not as described, or as for `log_quintic`.
+        ValueError: there is no ceiling, or one is not as described.
     """
 
     def above(sample: Evaluation) -> list[float]:

@@ -84,13 +84,12 @@ class PairObjective:
 
     Args:
         path: the weights; for `WeightPatches`, alpha is a tuple of one coefficient per patch.
-        tasks: one `TaskLoss` per task (any number works; the paper has two), on one model.
+        tasks: one or more, on one model.
         classes: number of classes per task.
         normalisation: one of `NORMALISATIONS`.
         names: what the tasks are called in the store; "0", "1", ... by default.
         store: where evaluations are looked up and kept, those of each task by themselves.
-        weights: a factor of each task's normalised loss, 1 by default; 0 for a task that has
-            nothing but a ceiling (`paintlib.limits`).
+        weights: a factor of each task's normalised loss, 1 by default, 0 for a mere ceiling.
 
     Raises:
         ValueError: the normalisation, classes, names or weights do not fit, or the models differ.
@@ -131,8 +130,7 @@ class PairObjective:
         """Return the objective of evaluations that are stored: no weights, no model, no torch.
 
         An alpha that is not stored goes to `evaluate`, with the names of the tasks missing there,
-        for their `ImageScores` in that order. Without it, such an alpha raises ValueError. `origin`
-        is where the zero-shot weights are: (0, 0) for two patches.
+        for their `ImageScores`; without it, to a ValueError. `origin` is (0, 0) for two patches.
         """
         objective = cls.__new__(cls)
         objective._begin(evaluate, store, names, classes, normalisation, weights, origin)
@@ -206,9 +204,8 @@ class PairObjective:
     def noise(self) -> float:
         """The standard deviation of what rounding adds to the sum, 0 in float32 and float64.
 
-        In half precision the rounded weights of close alphas differ at random. So the first look
-        evaluates four alphas, 0.01 apart around the middle: their third difference has 20 times
-        the variance of the noise, and all but nothing of the curve. NaN if they are not stored.
+        In half precision the first look evaluates four alphas, 0.01 apart: their third difference
+        has 20 times the variance of the noise, and hardly any of the curve. NaN without them.
         """
         if self.origin != 0.0 or max(images.eps for images in self.images(0.0)) <= HALF:
             return 0.0

@@ -66,8 +66,7 @@ def difference(objective: PairObjective, first: Alpha,
                second: Alpha) -> tuple[float, float] | None:  # fmt: skip
     """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
 
-    Both are measured on the same images, so most of the error of either cancels. None where one
-    of them was not evaluated.
+    On the same images most of the error of either cancels. None where one was not evaluated.
     """
     a, b = contributions(objective, first), contributions(objective, second)
     if a is None or b is None:
@@ -146,8 +145,8 @@ def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
 def images_needed(stderr: float, images: int, wanted: float) -> int:
     """Return how many images a task give alpha* the standard error `wanted`: (3.6) eq-images.
 
-    `images` gave `stderr`, which falls with the root of their number. A grid of step h is off by
-    h / sqrt(12) in the root mean square: fewer images than give that much cannot use a finer one.
+    `images` gave `stderr`, which falls with the root of their number. A grid of step h errs by
+    h / sqrt(12) in the root mean square: fewer images than give that cannot use a finer one.
 
     >>> images_needed(0.03, 500, wanted=0.05 / 12**0.5)
     2160
@@ -162,8 +161,7 @@ def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, fl
     """Return how high the ridge before a second valley is, and the sampling error of that height.
 
     It is the height of a sample between two lower ones over the higher of the two, 0 for a
-    quasi-convex sum. A second valley is told from noise where the ridge is higher than 1.96
-    errors. None where the ridge or its lower side was not evaluated by this objective.
+    quasi-convex sum; above 1.96 errors it is more than noise. None where one of them is not known.
     """
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
     ridges = [(found[0], found[0])]
@@ -180,9 +178,8 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
     Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
-    and minimises the sum of the curves on [0, 1], drawn through the samples by `log_spline`.
-    `alphas` are `(k,)`, ascending, the first 0; `losses` are nats, per task and image at each
-    alpha, `(k, images)`; `classes`, `normalisation` and `weights` are those of `PairObjective`.
+    and minimises the sum of the curves on [0, 1], by `log_spline`. `alphas` are `(k,)`, ascending,
+    the first 0; `losses` are nats, `(k, images)` per task; the rest is as for `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
@@ -237,7 +234,7 @@ def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[E
     # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
     known = curvature > 0 and not math.isnan(noise)
     distance = math.sqrt(24 * noise / curvature) if known else width
-    return apart(min(max(distance, 1e-3 * width), 0.1 * width))
+    return apart(float(np.clip(distance, 1e-3 * width, 0.1 * width)))
 
 
 _value = operator.attrgetter("value")

@@ -1,7 +1,8 @@
 """Find the alpha that minimises a sum of losses: the paper's quintic, the grid, and three peers.
 
-Floats in, floats out: an objective maps alpha to one normalised loss per task (or to their sum)
-and is expensive. All solvers return a `Solution`, never worse than the best point they have seen.
+An objective maps alpha to one normalised loss per task (or to their sum) and is expensive. All
+solvers return the best point they have seen, as a `Solution`; its status is FLAT if all values are
+equal, NOT_QUASICONVEX if the samples have two valleys.
 A mark as (3.3) eq-root is the number of an equation of the book, and its label.
 """
 
@@ -86,9 +87,9 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
             known: Known = (), verify: bool = True) -> Solution:  # fmt: skip
     """Minimise as the paper does (section 3): a quintic in the smallest bracket of the minimum.
 
-    Our choices where the paper is silent: the samples are the grid's; the bracket reaches from the
-    lowest to its neighbours; the quintic passes through the six around it (`fits.window`); one
-    evaluation verifies the root, and the better of it and the lowest sample is returned.
+    Where the paper is silent, the samples are the grid's; the bracket reaches from the lowest to
+    its neighbours; the quintic passes through the six around it (`fits.window`); one evaluation
+    verifies the root, and the better of it and the lowest sample is returned.
 
     Args:
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
@@ -96,11 +97,8 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
         step: distance of the samples, as for `grid`.
         known: evaluations already paid for; those outside the bracket are ignored. Both ends and
             four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, it is the answer, with the fit's value.
-
-    Returns:
-        The best point seen. The status is CONVERGED, AT_START or AT_END, or UNVERIFIED; but of any
-        solver it is FLAT if all values are equal, NOT_QUASICONVEX if the samples have two valleys.
+        verify: whether to evaluate the root. Without, it is the answer, with the fit's value, and
+            the status UNVERIFIED.
 
     Raises:
         ValueError: an argument or a loss is invalid, or the number of parts changes.
@@ -157,8 +155,7 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
         record(low + FIRST * (high - low))
     steps: list[float] = []
     while True:
-        best, (a, b) = record.best(), record.bracket()
-        near = tolerance(record.samples)
+        best, (a, b), near = record.best(), record.bracket(), tolerance(record.samples)
         if best.alpha - a <= near * (1 + SAME) >= b - best.alpha:
             return record.solution(record.place())
         if record.flat() and len(record.samples) >= POINTS:
@@ -176,14 +173,13 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
             return record.solution(Status.NOISE)
         if not record.budget:
             return record.solution(Status.BUDGET)
-        trial = target
         if still and best.alpha in (low, high):
             # a step of xtol inwards is the cheapest proof that an end is the minimum
-            trial = min(low + near, b) if best.alpha == low else max(high - near, a)
-        if record.find(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
-            trial = record.widest_gap()
+            target = min(low + near, b) if best.alpha == low else max(high - near, a)
+        if record.find(target) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
+            target = record.widest_gap()
             steps.clear()
-        record(trial)
+        record(target)
 
 
 def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05,
@@ -191,7 +187,7 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
     PAINT's own way. The positions are exact: 0.15, not 0.15000000000000002. `step` must divide the
-    bracket; `known` evaluations between the positions compete too. The rest is as for `quintic`.
+    bracket; `known` evaluations between the positions compete too.
     """
     record = _Record(objective, bracket, known)
     record.visit(step)
@@ -202,8 +198,7 @@ def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 
           max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
 
-    It never visits the ends, but comes within about `xtol` of a minimum there. Arguments and errors
-    as for `log_quintic`, but `max_evals` is at least 2.
+    It never visits the ends, but comes within about `xtol` of a minimum there.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
@@ -219,7 +214,7 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     """Minimise the sum by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
     It begins with a point below both ends: the middle, or the first that halving towards the lower
-    end finds. Arguments and errors as for `brent`, `max_evals` at least 3.
+    end finds.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=3)
@@ -251,7 +246,7 @@ else:
 
 
 def ends(bracket: Bracket) -> Bracket:
-    """Return the ends of a bracket that is one."""
+    """Return the checked ends of a bracket."""
     low, high = map(float, bracket)
     if not (low < high and math.isfinite(high - low)):
         raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
@@ -293,9 +288,8 @@ class _Record:
             use = self.width / (math.ceil(self.width / step) if count else 20)
             raise ValueError(f"step {step} does not divide the width {self.width}; use {use}")
         start, end = Fraction(repr(self.low)), Fraction(repr(self.high))
-        inner = (float(start + i * (end - start) / count) for i in range(1, count))
-        for alpha in (self.low, *inner, self.high):
-            self(alpha)
+        for i in range(count + 1):
+            self(float(start + i * (end - start) / count))
 
     def __call__(self, alpha: float) -> Evaluation:
         if sample := self.find(alpha):
@@ -347,8 +341,7 @@ class _Record:
 
     def place(self, margin: float = 0.0) -> Status:
         """Return the status of a finished search by where its minimum lies."""
-        alpha = self.best().alpha
-        if alpha <= self.low + margin:
+        if (alpha := self.best().alpha) <= self.low + margin:
             return Status.AT_START
         return Status.AT_END if alpha >= self.high - margin else Status.CONVERGED
 

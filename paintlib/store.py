@@ -33,11 +33,9 @@ class Store:
     where they are known, also `NAME.digest`, of the images in their order, and `NAME.eps`, the
     precision if it is coarser than float32.
 
-    Args:
-        file: the `.npz`; the first `put` makes it, with its folder.
-        key: says what was evaluated: digests of both ends (`WeightPath.digests`) and of the data,
-            the precision and so on. Without, the file's is taken.
-        writable: otherwise the file must exist, and what is put stays in memory.
+    The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
+    exist, and what is put stays in memory. `key` says what was evaluated: digests of both ends
+    (`WeightPath.digests`) and of the data, the precision and so on; without, the file's is taken.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
