@@ -73,9 +73,9 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
     """
 
     def above(sample: Evaluation) -> list[float]:
-        rises = (highest_rise(objective, c.task, sample.alpha, c.probability) for c in ceilings)
-        logs = zip(rises, ceilings, strict=True)
-        return [math.log(max(1 + rise, 1e-12) / (1 + ceiling.rise)) for rise, ceiling in logs]
+        rises = [highest_rise(objective, c.task, sample.alpha, c.probability) for c in ceilings]
+        pairs = zip(rises, ceilings, strict=True)
+        return [math.log(max(1 + rise, 1e-12) / (1 + ceiling.rise)) for rise, ceiling in pairs]
 
     if not ceilings:
         raise ValueError("no ceiling is given; without one use solver.log_quintic")

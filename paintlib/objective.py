@@ -106,7 +106,6 @@ class PairObjective:
             raise ValueError(f"{len(tasks)} tasks but the names {names}; give each task its own")
         if len({id(task.model) for task in tasks}) != 1:
             raise ValueError("the tasks must share one model: the one the path writes into")
-
         fresh = set(by_name)  # not yet scored
 
         def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:

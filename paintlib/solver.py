@@ -187,7 +187,7 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
     """Minimise by exhaustive search: visit every multiple of `step`, both ends included.
 
     PAINT's own way. The positions are exact: 0.15, not 0.15000000000000002. `step` must divide the
-    bracket; `known` evaluations between the positions compete too.
+    bracket; `known` evaluations between the positions compete too. The rest is as for `quintic`.
     """
     record = _Record(objective, bracket, known)
     record.visit(step)
@@ -196,7 +196,7 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
 
 def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
           max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
-    """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
+    """Minimise the sum by scipy's bounded Brent, a peer of `log_quintic` with its arguments.
 
     It never visits the ends, but comes within about `xtol` of a minimum there.
     """
@@ -214,7 +214,7 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     """Minimise the sum by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
     It begins with a point below both ends: the middle, or the first that halving towards the lower
-    end finds.
+    end finds. Arguments as for `brent`.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=3)

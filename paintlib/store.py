@@ -86,14 +86,12 @@ class Store:
             correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
             row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
             place, other = next(iter(rows.items()), (alpha, row))
+            images, remedy = len(other.losses), f"in {self.file}; use another file"
             if np.shape(place) != np.shape(alpha):
-                said = f"alpha = {alpha}, but {place} is in {self.file}"
-                raise ValueError(f"{said}; use another file")
-            images = len(other.losses)
+                raise ValueError(f"alpha = {alpha}, but {place} is {remedy}")
             if not row.losses.shape == correct.shape == (images,):
                 said = f"losses {row.losses.shape} and hits {correct.shape} at alpha = {alpha}"
-                there = f"{images} images elsewhere in {self.file}"
-                raise ValueError(f"task {task!r} has {said}, but {there}; use another file")
+                raise ValueError(f"task {task!r} has {said}, but {images} images are {remedy}")
             known = max((old.digest for old in rows.values()), default="")
             same_images(task, alpha, known, row.digest)
             self._rows[task] = {alpha: row, **rows}
@@ -115,9 +113,9 @@ class Store:
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
         for field in sorted(f for f in ours | key if key.get(f) != ours.get(f)):
-            said = f"{field} = {key.get(field)!r}, not {ours.get(field)!r}"
-            raise ValueError(f"{self.file} holds evaluations with {said}; delete it, or give "
-                             "these another file")  # fmt: skip
+            said = f"with {field} = {key.get(field)!r}, not {ours.get(field)!r}"
+            remedy = "delete it, or give these another file"
+            raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
         self.key = key
         self._add(found)
 
