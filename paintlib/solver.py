@@ -65,12 +65,12 @@ class Status(enum.Enum):
 class Solution:
     """The best point a solver has seen, and why it stopped."""
 
-    alpha: float
-    value: float
-    bracket: Bracket  # the smallest interval between samples that holds a quasi-convex minimum
-    status: Status
-    trace: tuple[Evaluation, ...]  # known samples by alpha, then fresh ones as they came
-    evaluations: int  # fresh ones, the price of this answer
+    alpha: float  #: position of the smallest value seen
+    value: float  #: sum of the parts there
+    bracket: Bracket  #: smallest interval between samples that holds a quasi-convex minimum
+    status: Status  #: why the search stopped
+    trace: tuple[Evaluation, ...]  #: known samples by alpha, then fresh ones as they came
+    evaluations: int  #: number of fresh ones, the price of this answer
 
     @property
     def fresh(self) -> tuple[Evaluation, ...]:
