@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,21 +36,27 @@ class Score(NamedTuple):
     images: int
 
 
-@dataclass(frozen=True, eq=False)
-class ImageScores:
+class _Images(NamedTuple):
+    losses: NDArray[np.float64]
+    correct: NDArray[np.bool_] | NDArray[np.float64]
+
+
+class ImageScores(_Images):
     """Of each image of a task: its loss (nats, float64), and whether the label is on top.
 
     `correct` may be fractions, or nan where nobody knows. `digest` says which images they are, and
     in which order ("": unknown); `eps` is the precision they were computed in (0: unknown).
     """
 
-    losses: NDArray[np.float64]
-    correct: NDArray[Any]
     digest: str = ""
     eps: float = 0.0
 
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return iter((self.losses, self.correct))
+    def __new__(cls, losses: NDArray[np.float64], correct: NDArray[Any],
+                digest: str = "", eps: float = 0.0) -> ImageScores:  # fmt: skip
+        """Return a pair of arrays that knows where it comes from."""
+        images = super().__new__(cls, losses, correct)
+        images.digest, images.eps = digest, eps
+        return images
 
     @property
     def score(self) -> Score:
