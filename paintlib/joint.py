@@ -1,8 +1,7 @@
 """Several patches at once: one coefficient each, w(a) = w_zs + sum_k a_k (w_k - w_zs).
 
-As in `solver`, an objective maps the coefficients, a tuple of one float per patch, to one
-normalised loss per task (or to their sum): `PairObjective` does so with `WeightPatches`. All
-searches return a `JointSolution`, never worse than the best point they have seen.
+An objective maps a tuple of one coefficient per patch to one normalised loss per task (or to their
+sum): `PairObjective` does so with `WeightPatches`. All searches return the best point they saw.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, optimize
 
 from paintlib.fits import SAME
-from paintlib.solver import Bracket, Status, log_quintic
+from paintlib.solver import Bracket, Evaluation, Status, check_xtol, ends, log_quintic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +28,7 @@ __all__ = ["JointEvaluation", "JointSolution", "WeightPatches", "coordinatewise"
 
 PROBE = 10  # how many xtol beside the best point a surface is put to the test
 
+Array = NDArray[np.float64]
 Point = tuple[float, ...]
 JointObjective = Callable[[Point], float | Sequence[float]]
 
@@ -58,10 +58,8 @@ class WeightPatches:
     Where one coefficient alone is not 0, they are bit for bit those of `WeightPath(start, end)`;
     integer tensors are those of the first path at its coefficient.
 
-    Args:
-        start: the common weights, a module or its state dict.
-        ends: one or more fine-tuned ones, as for `WeightPath`, with its errors.
-        after: called with the model after each write.
+    `start` and each of `ends`, and the errors, are those of `WeightPath`; `after` is called with
+    the model after each write.
     """
 
     def __init__(self, start: Weights, ends: Sequence[Weights],
@@ -82,22 +80,22 @@ class WeightPatches:
         import torch
 
         shares = tuple(map(float, np.atleast_1d(alpha)))
-        if len(shares) != len(self.paths) or not all(map(math.isfinite, shares)):
+        if len(shares) != len(self.paths) or not np.isfinite(shares).all():
             raise ValueError(f"alpha = {alpha}; give each of {len(self.paths)} patches a number")
         self.paths[0].set_(model, shares[0])  # into one flat buffer, which the rest is added to
+        alone = np.count_nonzero(shares) == 1
         with torch.inference_mode(False), torch.no_grad():
             tensors = model.state_dict(keep_vars=True)
             for path, share in zip(self.paths[1:], shares[1:], strict=True):
-                if share:
-                    alone = len([s for s in shares if s]) == 1
-                    end = path.unflatten(path.at(share) if alone else path.end)
-                    start = path.unflatten(path.start)
-                    for name in {tensors[name].data_ptr(): name for name in end}.values():
-                        if alone:
-                            tensors[name].copy_(end[name])
-                        else:
-                            tensors[name].add_(end[name], alpha=share)
-                            tensors[name].sub_(start[name], alpha=share)
+                if share == 0:
+                    continue
+                end = path.unflatten(path.at(share) if alone else path.end)
+                start = path.unflatten(path.start)
+                for name in {tensors[name].data_ptr(): name for name in end}.values():
+                    if alone:
+                        tensors[name].copy_(end[name])
+                    else:
+                        tensors[name].add_(end[name], alpha=share).sub_(start[name], alpha=share)
         if self.after is not None:
             self.after(model)
         return model
@@ -110,33 +108,24 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
 
     It starts from the lower corner, the middles and ends of its edges, and the middles of its
     faces: as many points as a quadratic has coefficients. A surface (a cubic radial basis on a
-    quadratic) through the log-loss of each task at all points seen gives the lowest sum in the box,
-    which is evaluated, and so on until it is within `xtol` of the best point, and is so still when
-    a point beside that one is known for each further coefficient.
-
-    Args:
-        objective: maps a tuple of coefficients to a loss, or to one per task, to be summed.
-        patches: how many coefficients.
-        bracket: the ends of each coefficient.
-        xtol: the largest distance of a coefficient.
-        max_evals: fresh evaluations, by default those of the start and 6 per patch.
-        known: evaluations already paid for, as along the axes by `solver.log_quintic`.
-
-    Raises:
-        ValueError: an argument is invalid, or a loss is not finite (its coefficients are named).
+    quadratic) through the log-loss of each task gives the lowest sum in the box, which is
+    evaluated, and so on until it is within `xtol` of the best point, and is so still when a point
+    beside that one is known for each further coefficient. `bracket` holds for each of the
+    `patches` coefficients, `max_evals` is by default the start and 6 per patch, and the rest,
+    errors too, as for `solver.log_quintic`.
 
     >>> joint(lambda a: [(a[0] - 0.3) ** 2 + 1, (a[1] - a[0]) ** 2 + 1], 2).status.name
     'CONVERGED'
     """
     record = _Record(objective, patches, bracket, xtol, known)
-    low, width = record.low, record.high - record.low
-    edges = itertools.product((0.0, 0.5, 1.0), repeat=patches)
-    start = [step for step in edges if sum(step) in (0.0, 0.5, 1.0)]
-    record.budget = len(start) + 6 * patches if max_evals is None else max_evals
-    if record.budget < (fewest := sum(not record.find(low + width * s) for s in np.array(start))):
+    steps = itertools.product((0.0, 0.5, 1.0), repeat=patches)
+    shares = np.array([step for step in steps if sum(step) <= 1])
+    start = record.low + (record.high - record.low) * shares
+    budget = len(start) + 6 * patches if max_evals is None else max_evals
+    if budget < (fewest := sum(not record.find(point) for point in start)):
         raise ValueError(f"max_evals is {max_evals}, but the start alone takes {fewest}")
-    for step in start:
-        record(low + width * np.array(step))
+    for point in start:
+        record(point)
     still = 0
     while True:
         target = record.lowest()
@@ -145,7 +134,7 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
         trial = record.probe(PROBE * xtol) if near or record.find(target, xtol) else target
         if still == max(2, patches) or record.find(trial):
             return record.solution(Status.CONVERGED)
-        if not record.budget:
+        if record.fresh == budget:
             return record.solution(Status.BUDGET)
         record(trial)
 
@@ -155,8 +144,7 @@ def coordinatewise(objective: JointObjective, patches: int, bracket: Bracket = (
                    known: Iterable[JointEvaluation] = ()) -> JointSolution:  # fmt: skip
     """Minimise over one coefficient after the other by `log_quintic`, a peer of `joint`.
 
-    It begins with all at the lower end of the bracket and ends when no coefficient of a round moves
-    by more than `xtol`. The arguments are those of `joint`.
+    It begins at the lower ends, and stops when a round moves no coefficient by more than `xtol`.
     """
     record = _Record(objective, patches, bracket, xtol, known)
     here = record.low.copy()
@@ -179,7 +167,7 @@ def shared(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0
 
     At 1 / patches it is the simple average of the fine-tuned weights.
     """
-    record = _Record(objective, patches, bracket, xtol, ())
+    record = _Record(objective, patches, bracket, xtol)
     found = log_quintic(lambda a: record(np.full(patches, a)).parts, bracket, xtol=xtol)
     return record.solution(found.status)
 
@@ -188,59 +176,52 @@ class _Record:
     """What is known about the objective so far; checks and counts its evaluations."""
 
     def __init__(self, objective: JointObjective, patches: int, bracket: Bracket, xtol: float,
-                 known: Iterable[JointEvaluation]) -> None:  # fmt: skip
-        low, high = map(float, bracket)
-        if patches < 1 or not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"{patches} patches and the bracket {bracket}; give at least one "
-                             "patch, and two finite ends, the lower first")  # fmt: skip
-        if not 1e-8 * (high - low) <= xtol < high - low:
-            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {high - low}")
+                 known: Iterable[JointEvaluation] = ()) -> None:  # fmt: skip
+        low, high = ends(bracket)
+        check_xtol(xtol, high - low)
         self.low, self.high = np.full(patches, low), np.full(patches, high)
-        self.objective, self.fresh, self.budget = objective, 0, 0
-        inside = (s for s in known if all(low <= a <= high for a in s.alpha))
-        self.samples = [self._checked(s.alpha, s.parts or s.value) for s in inside]
+        self.objective, self.fresh = objective, 0
+        self.samples = [self._checked(s.alpha, s.parts or s.value) for s in known
+                        if low <= min(s.alpha) and max(s.alpha) <= high]  # fmt: skip
 
     def __call__(self, alpha: ArrayLike) -> JointEvaluation:
         if sample := self.find(alpha):
             return sample
         point = tuple(map(float, np.asarray(alpha)))
         self.samples.append(self._checked(point, self.objective(point)))
-        self.fresh, self.budget = self.fresh + 1, self.budget - 1
+        self.fresh += 1
         return self.samples[-1]
 
     def find(self, alpha: ArrayLike, near: float = SAME) -> JointEvaluation | None:
         return next((s for s in self.samples if np.allclose(s.alpha, alpha, 0, near)), None)
 
-    def along(self, point: NDArray[np.float64], k: int) -> Iterable[Any]:
+    def along(self, point: Array, k: int) -> Iterable[Evaluation]:
         """Yield the samples that differ from `point` in coefficient k alone, as known there."""
-        for sample in self.samples:
-            if np.allclose(np.delete(sample.alpha, k), np.delete(point, k), 0, SAME):
-                yield sample._replace(alpha=sample.alpha[k])  # type: ignore[arg-type]
+        for alpha, value, parts in self.samples:
+            if np.allclose(np.delete(alpha, k), np.delete(point, k), 0, SAME):
+                yield Evaluation(alpha[k], value, parts)
 
     def best(self) -> JointEvaluation:
         return min(self.samples, key=lambda sample: sample.value)
 
-    def lowest(self) -> NDArray[np.float64]:
+    def lowest(self) -> Array:
         """Return where the sum of the surfaces is lowest in the box."""
-        points = np.array([sample.alpha for sample in self.samples])
-        parts = np.array([sample.parts for sample in self.samples])
-        logs = parts.min(0) > 0
-        surface = interpolate.RBFInterpolator(
-            points, np.where(logs, np.log(np.where(logs, parts, 1.0)), parts), kernel="cubic",
-            degree=2,
-        )  # fmt: skip
+        points, values = (np.array([s[i] for s in self.samples]) for i in (0, 2))
+        logs = values.min(0) > 0
+        values[:, logs] = np.log(values[:, logs])
+        surface = interpolate.RBFInterpolator(points, values, kernel="cubic", degree=2)
 
-        def total(at: NDArray[np.float64]) -> float:
-            rows = surface(at[None])[0]
-            return float(np.where(logs, np.exp(np.minimum(rows, 600.0)), rows).sum())
+        def total(at: Array) -> float:
+            row = surface(at[None])[0]
+            return float(np.where(logs, np.exp(np.minimum(row, 600.0)), row).sum())
 
         box = [*zip(self.low, self.high, strict=True)]
         starts = sorted(self.samples, key=lambda sample: sample.value)[:3]
-        ends = [optimize.minimize(total, s.alpha, method="L-BFGS-B", bounds=box) for s in starts]
-        lowest = min(ends, key=lambda end: float(end.fun)).x
-        return np.asarray(np.clip(lowest, self.low, self.high))
+        found = [optimize.minimize(total, s.alpha, method="L-BFGS-B", bounds=box) for s in starts]
+        lowest: Array = min(found, key=lambda one: float(one.fun)).x
+        return np.clip(lowest, self.low, self.high)
 
-    def probe(self, step: float) -> NDArray[np.float64]:
+    def probe(self, step: float) -> Array:
         """Return a point beside the best, in the direction that the points near it say least of."""
         best = np.array(self.best().alpha)
         apart = np.array([sample.alpha for sample in self.samples]) - best
@@ -250,12 +231,12 @@ class _Record:
         return max(sides, key=lambda side: float(np.abs(side - best).sum()))
 
     def solution(self, status: Status) -> JointSolution:
-        best = self.best()
-        return JointSolution(best.alpha, best.value, status, tuple(self.samples), self.fresh)
+        alpha, value, _ = self.best()
+        return JointSolution(alpha, value, status, tuple(self.samples), self.fresh)
 
     def _checked(self, alpha: Point, result: float | Sequence[float]) -> JointEvaluation:
         parts = tuple(np.atleast_1d(np.asarray(result, float)).tolist())
-        if len(alpha) != len(self.low) or not all(map(math.isfinite, parts)):
+        if len(alpha) != len(self.low) or not np.isfinite(parts).all():
             raise ValueError(f"losses {parts} at alpha = {alpha}; each must be finite, with "
                              f"{len(self.low)} coefficients; narrow the bracket")  # fmt: skip
         return JointEvaluation(tuple(alpha), math.fsum(parts), parts)

@@ -16,6 +16,9 @@ from paintlib.solver import Bracket, Evaluation, Known, Solution, Status, XTol, 
 __all__ = ["Ceiling", "highest_rise", "under"]
 
 NEAR = 5e-3  # of the bracket's width: how far from its ceiling an answer may end
+TRIES = 6  # how many evaluations the ceilings may add to those of the free search
+
+Logs = dict[Evaluation, list[float]]  # how far above its ceiling each task's log-loss may be
 
 
 class Ceiling(NamedTuple):
@@ -51,33 +54,29 @@ def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
 
 
 def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracket = (0.0, 1.0), *,
-          xtol: float | XTol = 1e-3, known: Known = (), tries: int = 6) -> Solution:  # fmt: skip
+          xtol: float | XTol = 1e-3, known: Known = ()) -> Solution:  # fmt: skip
     """Minimise the sum of all tasks at alphas that obey every ceiling.
 
-    `log_quintic` finds the minimum of the sum. Where that obeys, it is the answer. Else the answer
-    lies where a ceiling is met, between the lowest sample that obeys and its neighbour that does
-    not: a polynomial through the samples around tells where, and an evaluation just before it
-    verifies that. Where it fails it is a new neighbour, and the search tightens, until the answer
-    is within 0.005 of the bracket's width of where the ceiling is met, or after `tries` more
-    evaluations; the answer obeys in any case. Where no sample obeys, the lowest of the polynomial
-    is tried. Ceilings are held one by one; an alpha that just obeys on these images does so on
-    others with the ceiling's probability.
+    Where the minimum that `log_quintic` finds obeys, it is the answer. Else that lies where a
+    ceiling is met, between the lowest sample that obeys and its neighbour that does not: a
+    polynomial tells where, and an evaluation just before it verifies that. Where it fails it is a
+    new neighbour, until the answer is within 0.005 of the bracket's width of where the ceiling is
+    met, or after 6 more evaluations. Where no sample obeys, the lowest of the polynomial is tried.
 
-    Args:
-        objective: any number of tasks; a ceiling needs the losses of their single images.
-        ceilings: one or more. A task that has nothing but a ceiling has the weight 0.
-        bracket: the ends of the search, ascending.
-        xtol: as for `log_quintic`.
-        known: as for `log_quintic`, where `objective` knows them too.
-        tries: how many evaluations the ceilings may add to those of `log_quintic`.
-
-    Returns:
-        The lowest sample that obeys. The status is AT_CEILING where a ceiling holds it back,
-        ABOVE_CEILING, with the sample that comes nearest, where none obeys, else `log_quintic`'s.
+    Ceilings are held one by one. A task that has nothing but a ceiling has the weight 0. The
+    arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
+    knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
+    ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
 
     Raises:
-        ValueError: there is no ceiling, one is not as described, or as for `log_quintic`.
+        ValueError: there is no ceiling, or one is not as described.
     """
+
+    def above(sample: Evaluation) -> list[float]:
+        rises = [highest_rise(objective, c.task, sample.alpha, c.probability) for c in ceilings]
+        pairs = zip(rises, ceilings, strict=True)
+        return [math.log(max(1 + rise, 1e-12) / (1 + ceiling.rise)) for rise, ceiling in pairs]
+
     if not ceilings:
         raise ValueError("no ceiling is given; without one use solver.log_quintic")
     for ceiling in ceilings:
@@ -86,75 +85,54 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
         highest_rise(objective, ceiling.task, objective.origin, ceiling.probability)
     mine = [sample for sample in known if objective.known(sample.alpha)]
     free = log_quintic(objective, bracket, xtol=xtol, known=mine)
-    search = _Search(objective, ceilings, list(free.trace), NEAR * (bracket[1] - bracket[0]))
-    if search.excess(min(free.trace, key=lambda sample: sample.value)) <= 0:
+    logs = {sample: above(sample) for sample in free.trace}
+    if max(logs[min(logs, key=lambda sample: sample.value)]) <= 0:
         return free
-    while (trial := search.trial()) is not None and tries > len(search.samples) - len(free.trace):
+    for _ in range(TRIES):
+        if (trial := _trial(logs, NEAR * (bracket[1] - bracket[0]))) is None:
+            break
         parts = objective(trial)
-        search.samples.append(Evaluation(trial, math.fsum(parts), tuple(parts)))
-    best, trace = search.best(), tuple(search.samples)
-    status = Status.AT_CEILING if search.excess(best) <= 0 else Status.ABOVE_CEILING
-    bracket, paid = search.bracket(best), free.evaluations + len(trace) - len(free.trace)
-    return Solution(best.alpha, best.value, bracket, status, trace, paid)
+        sample = Evaluation(trial, math.fsum(parts), parts)
+        logs[sample] = above(sample)
+    best = _best(logs)
+    status = Status.AT_CEILING if max(logs[best]) <= 0 else Status.ABOVE_CEILING
+    paid = free.evaluations + len(logs) - len(free.trace)
+    return Solution(best.alpha, best.value, _around(best, logs), status, tuple(logs), paid)
 
 
-class _Search:
-    """What is known of the sum and of the ceilings."""
+def _best(logs: Logs) -> Evaluation:
+    """Return the lowest sample that obeys, or the one that comes nearest."""
+    return min(logs, key=lambda sample: (max(*logs[sample], 0.0), sample.value))
 
-    def __init__(self, objective: PairObjective, ceilings: Sequence[Ceiling],
-                 samples: list[Evaluation], near: float) -> None:  # fmt: skip
-        self.objective, self.ceilings = objective, ceilings
-        self.samples, self.near = samples, near
-        self._seen: dict[float, list[float]] = {}
 
-    def logs(self, sample: Evaluation) -> list[float]:
-        """Return by how much the highest log-loss of each ceiling's task is above the ceiling."""
-        if sample.alpha not in self._seen:
-            self._seen[sample.alpha] = []
-            for task, rise, probability in self.ceilings:
-                highest = 1 + highest_rise(self.objective, task, sample.alpha, probability)
-                excess = math.log(max(highest, 1e-12) / (1 + rise))
-                self._seen[sample.alpha].append(excess)
-        return self._seen[sample.alpha]
+def _around(sample: Evaluation, logs: Logs) -> Bracket:
+    alphas = sorted(other.alpha for other in logs)
+    at = alphas.index(sample.alpha)
+    return alphas[max(at - 1, 0)], alphas[min(at + 1, len(alphas) - 1)]
 
-    def excess(self, sample: Evaluation) -> float:
-        return max(self.logs(sample))
 
-    def best(self) -> Evaluation:
-        """Return the lowest sample that obeys, or the one that comes nearest."""
-        return min(self.samples, key=lambda s: (max(self.excess(s), 0.0), s.value))
+def _trial(logs: Logs, near: float) -> float | None:
+    """Return where to look next, None where the answer cannot improve."""
+    best, samples = _best(logs), sorted(logs)
+    if max(logs[best]) > 0:  # look for an alpha that obeys
+        curve = fit_quintic(s._replace(value=max(logs[s])) for s in samples)
+        there = Fit((curve,), (False,)).minimum(*_around(best, logs))
+        return None if min(abs(there - s.alpha) for s in samples) < near / 2 else there
+    lowest, at = min(samples, key=lambda sample: sample.value), samples.index(best)
+    side = 1 if lowest.alpha > best.alpha else -1
+    if lowest == best or max(logs[samples[at + side]]) <= 0:
+        return None
+    first = max(min(at, at + side) - 1, 0)
+    chosen = samples[first : first + 4]
+    columns = zip(*(logs[sample] for sample in chosen), strict=True)
+    lines = [_interpolate([s.alpha for s in chosen], column) for column in columns]
 
-    def bracket(self, sample: Evaluation) -> Bracket:
-        """Return the neighbours of a sample."""
-        alphas = sorted(s.alpha for s in self.samples)
-        at = alphas.index(sample.alpha)
-        return alphas[max(at - 1, 0)], alphas[min(at + 1, len(alphas) - 1)]
+    def above(alpha: float) -> float:
+        return max(float(line(alpha)) for line in lines)
 
-    def trial(self) -> float | None:
-        """Return where to look next, None where the answer cannot improve."""
-        best, samples = self.best(), sorted(self.samples)
-        lowest = min(samples, key=lambda sample: sample.value)
-        at = samples.index(best)
-        if self.excess(best) > 0:  # look for an alpha that obeys
-            curve = fit_quintic(s._replace(value=self.excess(s)) for s in samples)
-            there = Fit((curve,), (False,)).minimum(*self.bracket(best))
-            return None if min(abs(there - s.alpha) for s in samples) < self.near / 2 else there
-        beyond = samples[at + (1 if lowest.alpha > best.alpha else -1)] if lowest != best else best
-        if self.excess(beyond) <= 0:
-            return None
-        first = max(min(at, samples.index(beyond)) - 1, 0)
-        chosen = samples[first : first + 4]
-        columns = zip(*map(self.logs, chosen), strict=True)
-        lines = [_interpolate([s.alpha for s in chosen], column) for column in columns]
-
-        def above(alpha: float) -> float:
-            return max(float(line(alpha)) for line in lines)
-
-        # the last place where a ceiling is met: the start, where a loss falls first, is another
-        x = np.linspace(best.alpha, beyond.alpha, 129).tolist()
-        last = max((i for i in range(1, 128) if above(x[i]) < 0), default=0)
-        met = best.alpha
-        if above(x[last]) < 0:
-            met = float(optimize.brentq(above, x[last], x[last + 1]))
-        inside = math.copysign(self.near / 2, best.alpha - met)
-        return met + inside if abs(met - best.alpha) > self.near else None
+    # the last place where a ceiling is met: the start, where a loss falls first, is another
+    x = np.linspace(best.alpha, samples[at + side].alpha, 129).tolist()
+    last = max((i for i in range(128) if above(x[i]) < 0), default=None)
+    met = best.alpha if last is None else float(optimize.brentq(above, *x[last : last + 2]))
+    inside = math.copysign(near / 2, best.alpha - met)
+    return met + inside if abs(met - best.alpha) > near else None

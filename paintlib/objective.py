@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageScores", "PairObjective", "Score"]
 
-
 HALF = 1e-4  # the precision of float16 and bfloat16 is coarser, that of float32 finer
 CLOSE = (0.49, 0.5, 0.51, 0.52)
 SAME_IMAGES = (
@@ -85,18 +84,17 @@ class PairObjective:
     """The objective of the paper, (1.3) eq-objective: normalised losses of two tasks at alpha.
 
     The first visit of an alpha writes w(alpha) into the model, and adds it to `evaluated`; none is
-    evaluated twice. `normalisers` are the scales of the tasks, `anchors` the alphas they take:
-    0, which is evaluated at once, or the 21 `samples` of `minmax`, evaluated when first needed.
+    evaluated twice. The scales of the tasks, `normalisers`, take the losses at `anchors`: 0, which
+    is evaluated at once, or the 21 `samples` of `minmax`, evaluated when first needed.
 
     Args:
         path: the weights; for `WeightPatches`, alpha is a tuple of one coefficient per patch.
-        tasks: one `TaskLoss` per task (any number works; the paper has two), on one model.
+        tasks: one or more, on one model.
         classes: number of classes per task.
         normalisation: one of `NORMALISATIONS`.
         names: what the tasks are called in the store; "0", "1", ... by default.
         store: where evaluations are looked up and kept, those of each task by themselves.
-        weights: how much each task counts, a factor of its normalised loss; 1 by default. At 0 a
-            task is only looked at, by a ceiling (`paintlib.limits`) for instance.
+        weights: a factor of each task's normalised loss, 1 by default, 0 for a mere ceiling.
 
     Raises:
         ValueError: the normalisation, classes, names or weights do not fit, or the models differ.
@@ -113,17 +111,16 @@ class PairObjective:
             raise ValueError(f"{len(tasks)} tasks but the names {names}; give each task its own")
         if len({id(task.model) for task in tasks}) != 1:
             raise ValueError("the tasks must share one model: the one the path writes into")
-
-        repeated: set[str] = set()
+        fresh = set(by_name)  # not yet scored
 
         def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
             path.set_(tasks[0].model, alpha)
             rows = []
             for name in missing:
                 rows.append(by_name[name].evaluate())
-                if name not in repeated:
+                if name in fresh:
                     by_name[name].repeat(rows[-1])
-                    repeated.add(name)
+            fresh.difference_update(missing)
             return rows
 
         origin = getattr(path, "origin", 0.0)
@@ -137,8 +134,7 @@ class PairObjective:
         """Return the objective of evaluations that are stored: no weights, no model, no torch.
 
         An alpha that is not stored goes to `evaluate`, with the names of the tasks missing there,
-        for their `ImageScores` in that order. Without it, such an alpha raises ValueError. `origin`
-        is where the zero-shot weights are: (0, 0) for two patches.
+        for their `ImageScores`; without it, to a ValueError. `origin` is (0, 0) for two patches.
         """
         objective = cls.__new__(cls)
         objective._begin(evaluate, store, names, classes, normalisation, weights, origin)
@@ -149,31 +145,31 @@ class PairObjective:
                origin: Alpha) -> None:  # fmt: skip
         if len(names) != len(classes):
             raise ValueError(f"{len(names)} tasks but {len(classes)} class counts")
-        self.names, self.normalisation = tuple(names), normalisation
         self.weights = tuple(map(float, (1.0,) * len(names) if weights is None else weights))
-        good = all(math.isfinite(w) and w >= 0 for w in self.weights) and any(self.weights)
+        good = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
         if len(self.weights) != len(names) or not good:
-            remedy = "give each task a positive factor, or 0 to some"
-            raise ValueError(f"{len(names)} tasks but the weights {self.weights}; {remedy}")
+            raise ValueError(f"{len(names)} tasks but the weights {self.weights}; give each task a "
+                             "positive factor, or 0 to some")  # fmt: skip
+        self.names, self.normalisation, self._classes = tuple(names), normalisation, tuple(classes)
         self.evaluated: list[Any] = []
-        self._evaluate, self._store, self._classes = evaluate, store, tuple(classes)
+        self._evaluate, self._store = evaluate, store
         self._digests: dict[str, str] = {}
         self._visited: dict[Alpha, tuple[ImageScores, ...]] = {}
         self.origin = position(origin)
         self.anchors: tuple[Alpha, ...] = (self.origin,)
-        if normalisation == "minmax":
-            if self.origin != 0.0:
-                raise ValueError("minmax scales by samples of one path, not of several patches")
+        if normalisation != "minmax":
+            _ = self.normalisers
+        elif self.origin == 0.0:
             self.anchors = self.samples
         else:
-            _ = self.normalisers
+            raise ValueError("minmax scales by samples of one path, not of several patches")
 
     @cached_property
     def normalisers(self) -> tuple[Normaliser, ...]:
         """The scale of each task; the first look evaluates the `anchors` that are not known."""
-        curves = zip(*([s.loss for s in self.score(alpha)] for alpha in self.anchors), strict=True)
-        pairs = zip(curves, self._classes, strict=True)
-        return tuple(normaliser(self.normalisation, *pair) for pair in pairs)
+        scores = zip(*map(self.score, self.anchors), strict=True)  # by task
+        return tuple(normaliser(self.normalisation, [score.loss for score in own], count)
+                     for own, count in zip(scores, self._classes, strict=True))  # fmt: skip
 
     def __call__(self, alpha: Alpha) -> tuple[float, ...]:
         """Return the normalised, weighted loss of each task at `alpha`, if it is finite."""
@@ -190,30 +186,30 @@ class PairObjective:
     def images(self, alpha: Alpha) -> tuple[ImageScores, ...]:
         """Return what each image costs at `alpha`, per task."""
         alpha = position(alpha)
-        if alpha not in self._visited:
-            found = self._stored(alpha)
-            if missing := [name for name in self.names if name not in found]:
-                if self._evaluate is None:
-                    what = f"task {missing[0]!r} is not stored at alpha = {alpha}"
-                    file = self._store and self._store.file
-                    raise ValueError(f"{what} in {file}; evaluate it with the weights")
-                fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
-                self.evaluated.append(alpha)
-                for name, row in (found | fresh).items():
-                    same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
-                if self._store is not None:
-                    self._store.put(alpha, fresh)
-                found |= fresh
-            self._visited[alpha] = tuple(found[name] for name in self.names)
+        if alpha in self._visited:
+            return self._visited[alpha]
+        found = self._stored(alpha)
+        if missing := [name for name in self.names if name not in found]:
+            if self._evaluate is None:
+                file = self._store and self._store.file
+                raise ValueError(f"task {missing[0]!r} is not stored at alpha = {alpha} in {file}; "
+                                 "evaluate it with the weights")  # fmt: skip
+            fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
+            self.evaluated.append(alpha)
+            found |= fresh
+            for name, row in found.items():
+                same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
+            if self._store is not None:
+                self._store.put(alpha, fresh)
+        self._visited[alpha] = tuple(found[name] for name in self.names)
         return self._visited[alpha]
 
     @property
     def noise(self) -> float:
         """The standard deviation of what rounding adds to the sum, 0 in float32 and float64.
 
-        In half precision the rounded weights of close alphas differ at random. So the first look
-        evaluates four alphas, 0.01 apart around the middle: their third difference has 20 times
-        the variance of the noise, and all but nothing of the curve. NaN if they are not stored.
+        In half precision the first look evaluates four alphas, 0.01 apart: their third difference
+        has 20 times the variance of the noise, and hardly any of the curve. NaN without them.
         """
         if self.origin != 0.0 or max(images.eps for images in self.images(0.0)) <= HALF:
             return 0.0

@@ -1,6 +1,7 @@
 """How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 Samples = Solution | Iterable[Evaluation]
+Rows = dict[float, tuple[NDArray[np.float64], ...]]  # what images add, by alpha
 
 
 class StandardError(NamedTuple):
@@ -39,9 +41,8 @@ def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.fl
     """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
 
     The mean of an array is the normalised, weighted loss, its variance over the number of images
-    the squared sampling error. The error of the scale, which comes from the same images, is carried
-    along to first order (the delta method). None where `alpha`, or what the scale takes, was not
-    evaluated.
+    the squared sampling error, with that of the scale, of the same images, to first order (the
+    delta method). None where `alpha`, or what the scale takes, was not evaluated.
     """
     if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
@@ -52,9 +53,9 @@ def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.fl
         if objective.normalisation == "zero_shot":
             units = objective.images(objective.origin)[i].losses
         elif objective.normalisation == "minmax":
-            curve = [objective.images(sample)[i] for sample in objective.samples]
-            offsets = min(curve, key=lambda images: images.score.loss).losses
-            units = max(curve, key=lambda images: images.score.loss).losses - offsets
+            curve = [objective.images(sample)[i].losses for sample in objective.samples]
+            offsets = min(curve, key=np.mean)
+            units = max(curve, key=np.mean) - offsets
         # (L - o) / u, with the error of each of the three added to first order
         value = (own.mean() - offset) / unit
         rows.append(objective.weights[i] * ((own - offsets - value * (units - unit)) / unit))
@@ -65,8 +66,7 @@ def difference(objective: PairObjective, first: Alpha,
                second: Alpha) -> tuple[float, float] | None:  # fmt: skip
     """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
 
-    Both are measured on the same images, so most of the error of either cancels. None where one
-    of them was not evaluated.
+    On the same images most of the error of either cancels. None where one was not evaluated.
     """
     a, b = contributions(objective, first), contributions(objective, second)
     if a is None or b is None:
@@ -80,23 +80,18 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
 
     To first order Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2, where Var(J') is the sum over the
     tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
-    through its losses at the samples around alpha*. None where this objective has not evaluated
-    the lowest of `samples`.
+    through its losses at the samples around alpha*. None where the lowest sample is not known.
     """
-    samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    best = min(samples, key=lambda sample: sample.value)
-    lowest = contributions(objective, best.alpha)
-    if lowest is None:
+    samples, kept, rows = _known(objective, samples)
+    best = kept[0].alpha
+    if best not in rows:
         return None
-    value = math.sqrt(sum(map(_variance, lowest)))
-    kept = _spread(samples, best, objective.noise)
-    known = [sample for sample in kept if objective.known(sample.alpha)]
-    if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
+    value = math.sqrt(sum(map(_variance, rows[best])))
+    if len(rows) < 3 or best in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
-    chosen = window(sorted(known))
-    columns = [contributions(objective, sample.alpha) or () for sample in chosen]
-    _, spread = _slope([sample.alpha for sample in chosen], columns, best.alpha)
-    curvature = fit_parts(kept).curvature(best.alpha)
+    chosen = [s.alpha for s in window(sorted(s for s in kept if s.alpha in rows))]
+    _, spread = _slope(chosen, rows, best)
+    curvature = fit_parts(kept).curvature(best)
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
 
 
@@ -105,43 +100,34 @@ def bound(objective: PairObjective, samples: Samples, probability: float = 0.95,
     """Return the alpha that alpha* is below, or above, with a probability, also near an end.
 
     A quasi-convex sum has its minimum below every alpha at which it rises. The bound is the first
-    alpha, from the lowest sample on, at which the slope is above 0 by more than the one-sided
-    quantile of its sampling error; inside the bracket that is about alpha* + 1.645 errors. Where
-    there is none it is the end of the samples, which is all that is known then. Unless `below` is
-    given, the bound faces the further end. The slope is that of the polynomial through the six
-    known samples nearest. None where fewer than three of `samples`, or not the lowest, are known.
+    alpha, from the lowest sample on, at which the slope (of the polynomial through the six known
+    samples nearest) is above 0 by more than the one-sided quantile of its sampling error: inside
+    the bracket about alpha* + 1.645 errors, else the end of the samples. Unless `below` is given,
+    it faces the further end. None where not the lowest and two more of `samples` are known.
 
     Raises:
         ValueError: `probability` is not between 0.5 and 1.
     """
     if not 0.5 <= probability < 1:
         raise ValueError(f"probability is {probability}; give one from 0.5 to 1, 0.95 for instance")
-    samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    best = min(samples, key=lambda sample: sample.value)
-    low, high = samples[0].alpha, samples[-1].alpha
-    known = [
-        sample
-        for sample in _spread(samples, best, objective.noise)
-        if contributions(objective, sample.alpha)
-    ]
-    if len(known) < 3 or best not in known:
+    samples, kept, rows = _known(objective, samples)
+    best, low, high = kept[0].alpha, samples[0].alpha, samples[-1].alpha
+    if len(rows) < 3 or best not in rows:
         return None
-    below = 2 * best.alpha <= low + high if below is None else below
+    below = 2 * best <= low + high if below is None else below
     sign, quantile = 1 if below else -1, float(special.ndtri(probability))
-    rows = {sample.alpha: contributions(objective, sample.alpha) or () for sample in known}
-    for alpha in np.linspace(best.alpha, high if below else low, 257).tolist():
-        near = sorted(rows, key=lambda other: abs(other - alpha))[:POINTS]
-        slope, spread = _slope(near, [rows[other] for other in near], alpha)
+    for alpha in np.linspace(best, end := high if below else low, 257).tolist():
+        slope, spread = _slope(sorted(rows, key=lambda a: abs(a - alpha))[:POINTS], rows, alpha)
         if sign * slope > quantile * spread:
             return Bound(alpha, below)
-    return Bound(high if below else low, below)
+    return Bound(end, below)
 
 
 def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
     """Return `xtol` for `solver.log_quintic`: a share of the sampling error of alpha*.
 
-    A tenth of it makes the whole error 0.5 % larger. It is held within 0.0001 and 0.05 of the
-    bracket's width, and is 0.001 of that while the samples cannot tell the error.
+    A tenth of it makes the whole error 0.5 % larger. It is at least 0.0001 and at most 0.05 of the
+    bracket's width, and 0.001 of that while the samples cannot tell the error.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it is a fraction of the sampling error, say 0.1")
@@ -151,7 +137,7 @@ def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
         width = samples[-1].alpha - samples[0].alpha if len(samples) > 1 else 1.0
         if error is None or math.isnan(error.alpha):
             return 1e-3 * width
-        return min(max(share * error.alpha, 1e-4 * width), 0.05 * width)
+        return float(np.clip(share * error.alpha, 1e-4 * width, 0.05 * width))
 
     return xtol
 
@@ -159,8 +145,8 @@ def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
 def images_needed(stderr: float, images: int, wanted: float) -> int:
     """Return how many images a task give alpha* the standard error `wanted`: (3.6) eq-images.
 
-    `images` gave `stderr`, which falls with the root of their number. A grid of step h is off by
-    h / sqrt(12) in the root mean square: fewer images than give that much cannot use a finer one.
+    `images` gave `stderr`, which falls with the root of their number. A grid of step h errs by
+    h / sqrt(12) in the root mean square: fewer images than give that cannot use a finer one.
 
     >>> images_needed(0.03, 500, wanted=0.05 / 12**0.5)
     2160
@@ -175,16 +161,14 @@ def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, fl
     """Return how high the ridge before a second valley is, and the sampling error of that height.
 
     It is the height of a sample between two lower ones over the higher of the two, 0 for a
-    quasi-convex sum. A second valley is told from noise where the ridge is higher than 1.96
-    errors. None where the ridge or its lower side was not evaluated by this objective.
+    quasi-convex sum; above 1.96 errors it is more than noise. None where one of them is not known.
     """
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    height, top, low = 0.0, found[0], found[0]
+    ridges = [(found[0], found[0])]
     for i in range(1, len(found) - 1):
-        sides = (min(side, key=lambda s: s.value) for side in (found[:i], found[i + 1 :]))
-        higher = max(sides, key=lambda sample: sample.value)
-        if found[i].value - higher.value > height:
-            height, top, low = found[i].value - higher.value, found[i], higher
+        valleys = (min(side, key=_value) for side in (found[:i], found[i + 1 :]))
+        ridges.append((found[i], max(valleys, key=_value)))
+    top, low = max(ridges, key=lambda ridge: ridge[0].value - ridge[1].value)
     return difference(objective, top.alpha, low.alpha)
 
 
@@ -194,9 +178,8 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
     Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
-    and minimises the sum of the curves on [0, 1], drawn through the samples by `log_spline`.
-    `alphas` are `(k,)`, ascending, the first 0; `losses` are nats, per task and image at each
-    alpha, `(k, images)`; `classes`, `normalisation` and `weights` are those of `PairObjective`.
+    and minimises the sum of the curves on [0, 1], by `log_spline`. `alphas` are `(k,)`, ascending,
+    the first 0; `losses` are nats, `(k, images)` per task; the rest is as for `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
@@ -210,15 +193,26 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
 
 
-def _slope(alphas: Sequence[float], rows: Sequence[Sequence[NDArray[np.float64]]],
-           at: float) -> tuple[float, float]:  # fmt: skip
+def _known(objective: PairObjective,
+           samples: Samples) -> tuple[list[Evaluation], list[Evaluation], Rows]:  # fmt: skip
+    """Return `samples` by alpha, those apart, the lowest first, and what images add if known."""
+    found = sorted(samples.trace if isinstance(samples, Solution) else samples)
+    best = min(found, key=_value)
+    # the noise may cost evaluations
+    kept = _spread(found, best, objective.noise if objective.known(best.alpha) else 0.0)
+    rows = ((sample.alpha, contributions(objective, sample.alpha)) for sample in kept)
+    return found, kept, {alpha: row for alpha, row in rows if row is not None}
+
+
+def _slope(alphas: Sequence[float], rows: Rows, at: float) -> tuple[float, float]:
     """Return the slope of the sum at an alpha, by what images add at `alphas`, and its error."""
     centre = np.array(alphas) - at
     # weights d with sum_k d_k f(alpha_k) = f'(at) for every polynomial f of this degree
     scale = np.abs(centre).max()
     powers = np.vander(centre / scale, increasing=True).T
     weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
-    slopes = [weights @ np.stack(column) for column in zip(*rows, strict=True)]
+    columns = zip(*(rows[alpha] for alpha in alphas), strict=True)
+    slopes = [weights @ np.stack(column) for column in columns]
     mean = math.fsum(float(slope.mean()) for slope in slopes)
     return mean, math.sqrt(sum(map(_variance, slopes)))
 
@@ -240,7 +234,10 @@ def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[E
     # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
     known = curvature > 0 and not math.isnan(noise)
     distance = math.sqrt(24 * noise / curvature) if known else width
-    return apart(min(max(distance, 1e-3 * width), 0.1 * width))
+    return apart(float(np.clip(distance, 1e-3 * width, 0.1 * width)))
+
+
+_value = operator.attrgetter("value")
 
 
 def _variance(row: NDArray[np.float64]) -> float:

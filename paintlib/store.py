@@ -1,10 +1,9 @@
 """Evaluations on disk: what a search has paid for survives a kill, and can be replayed anywhere."""
 
-import contextlib
 import glob
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ __all__ = ["Store"]
 
 SAME = 1e-9  # alphas closer than this are one: another processor repeats a root to rounding only
 FIELDS = ("alphas", "losses", "correct")
-MORE = ("digest", "eps")  # of a task, if known
 
 
 class Store:
@@ -30,17 +28,14 @@ class Store:
 
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
-    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)`, `NAME.losses (k, images)`
-    and `NAME.correct (k, images)`, for `numpy.load`; where they are known, also `NAME.digest`, of
-    the images in their order, and `NAME.eps`, the precision if it is below that of float32. Of
-    several patches, alpha is a tuple of one coefficient per patch, and `NAME.alphas (k, patches)`;
-    one file holds one kind.
+    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several patches,
+    `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`, for `numpy.load`;
+    where they are known, also `NAME.digest`, of the images in their order, and `NAME.eps`, the
+    precision if it is coarser than float32.
 
-    Args:
-        file: the `.npz`; the first `put` makes it, with its folder.
-        key: says what was evaluated: digests of both ends (`WeightPath.digests`) and of the data,
-            the precision and so on. Without, the file's is taken.
-        writable: otherwise the file must exist, and what is put stays in memory.
+    The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
+    exist, and what is put stays in memory. `key` says what was evaluated: digests of both ends
+    (`WeightPath.digests`) and of the data, the precision and so on; without, the file's is taken.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
@@ -72,25 +67,34 @@ class Store:
         """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
         if not np.isfinite(alpha).all():
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        with self._updating():
-            for task, row in scores.items():
-                self._add(task, position(alpha), row)
+        entries = [(task, position(alpha), row) for task, row in scores.items()]
+        if not self._writable:
+            return self._add(entries)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
+                for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
+                    left.unlink()  # by a writer that was killed
+            self._read()
+            self._add(entries)
+            self._write()
 
-    def _add(self, task: str, alpha: Alpha, row: ImageScores) -> None:
-        correct = np.array(row.correct)
-        correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
-        row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
-        rows = self._rows.get(task, {})
-        if np.shape(other := next(iter(rows), alpha)) != np.shape(alpha):
-            raise ValueError(f"alpha = {alpha}, but {other} is in {self.file}; use another file")
-        images = len(next(iter(rows.values()), row).losses)
-        if not row.losses.shape == row.correct.shape == (images,):
-            shapes = f"losses {row.losses.shape} and hits {row.correct.shape} at alpha = {alpha}"
-            there = f"{images} images elsewhere in {self.file}"
-            raise ValueError(f"task {task!r} has {shapes}, but {there}; use another file")
-        known = next((other.digest for other in rows.values() if other.digest), "")
-        same_images(task, alpha, known, row.digest)
-        self._rows[task] = {alpha: row, **rows}
+    def _add(self, entries: Iterable[tuple[str, Alpha, ImageScores]]) -> None:
+        for task, alpha, row in entries:
+            rows, correct = self._rows.get(task, {}), np.array(row.correct)
+            correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
+            row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
+            place, other = next(iter(rows.items()), (alpha, row))
+            images, remedy = len(other.losses), f"in {self.file}; use another file"
+            if np.shape(place) != np.shape(alpha):
+                raise ValueError(f"alpha = {alpha}, but {place} is {remedy}")
+            if not row.losses.shape == correct.shape == (images,):
+                said = f"losses {row.losses.shape} and hits {correct.shape} at alpha = {alpha}"
+                raise ValueError(f"task {task!r} has {said}, but {images} images are {remedy}")
+            known = max((old.digest for old in rows.values()), default="")
+            same_images(task, alpha, known, row.digest)
+            self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
         if self._writable and not self.file.exists():
@@ -102,20 +106,18 @@ class Store:
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
-                    more = {name: content[f"{task}.{name}"].item() for name in MORE
-                            if f"{task}.{name}" in content}  # fmt: skip
+                    names = [n for n in ("digest", "eps") if f"{task}.{n}" in content]
+                    more = {name: content[f"{task}.{name}"].item() for name in names}
                     found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
-        for field in sorted(ours.keys() | key.keys()):
-            here, wanted = key.get(field), ours.get(field)
-            if here != wanted:
-                said = f"{self.file} holds evaluations with {field} = {here!r}, not {wanted!r}"
-                raise ValueError(f"{said}; delete it, or give these another file")
+        for field in sorted(f for f in ours | key if key.get(f) != ours.get(f)):
+            said = f"with {field} = {key.get(field)!r}, not {ours.get(field)!r}"
+            remedy = "delete it, or give these another file"
+            raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
         self.key = key
-        for entry in found:
-            self._add(*entry)
+        self._add(found)
 
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
@@ -133,21 +135,6 @@ class Store:
                 arrays[f"{task}.{name}"] = values.astype("<f4") if lossless else values
         with replacing(self.file) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    @contextlib.contextmanager
-    def _updating(self) -> Iterator[None]:
-        """Read the file, then write it, while other writers are kept out."""
-        if not self._writable:
-            return (yield)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
-                for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
-                    left.unlink()  # by a writer that was killed
-            self._read()
-            yield
-            self._write()
 
 
 def _distance(first: Alpha, second: Alpha) -> float:
