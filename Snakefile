@@ -10,11 +10,11 @@ from experiment.locks import claim_folder
 from experiment.run import Run
 from experiment.sources import page, step
 
-SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned".split()}
+SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned variants accept".split()}
 FRESH = int(config.get("images") or 0)  # test images a task, for the evidence
 DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or "")
 run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)), limit=int(SETTINGS["limit"] or 0),
-             tasks=SETTINGS["tasks"], finetuned=SETTINGS["finetuned"])
+             **{name: SETTINGS[name] for name in "tasks finetuned variants accept".split()})
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks

@@ -37,12 +37,16 @@ COMMANDS = {
     "data": ("real.fetch", "list the 13 real data sets, or fetch one"),
 }
 
+CHOICES = ("limit", "tasks", "finetuned", "variants", "accept")  # of a run
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
-    choices = {name: options.pop(name) for name in ("limit", "tasks", "finetuned")}
+    choices = {
+        name: options.pop(name) for name in ("limit", "tasks", "finetuned", "variants", "accept")
+    }
     try:
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
         given = {name: value for name, value in options.items() if value is not None}
@@ -83,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=0, help="paper: images a split, dry run")
     parser.add_argument("--tasks", default="", help="some of the profile's tasks: A,B,C")
     parser.add_argument("--finetuned", default="own", help="paper: own, hub or a folder")
+    parser.add_argument("--variants", default="", help="paper: gtsrb-tracks, cifar100-spaces")
+    parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
     parser.add_argument("--data", type=Path, help="the folder of the real data sets")
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")

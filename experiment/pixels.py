@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,10 +84,11 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
         pixels = V.pil_to_tensor(V.center_crop(resized, square))
         return pixels, torch.tensor(picture.size, dtype=torch.int32)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return the name of the cache: a digest of the pictures and of what is done to them."""
-        what = f"{self.pictures.identity} {self.fit} bicubic {self.size} {list(self.rows)}"
+        content = f"{self.pictures.identity} {self.pictures.digest(self.rows)}"
+        what = f"{content} {self.fit} bicubic {self.size} {list(self.rows)}"
         return hashlib.sha256(what.encode()).hexdigest()[:24]
 
     @property

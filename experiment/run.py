@@ -9,6 +9,11 @@ from typing import Any
 from experiment import weights
 from experiment.profiles import Profile, get
 
+VARIANTS = {  # and how a page says it
+    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
+    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -21,14 +26,20 @@ class Run:
     seed: int  # of the initial weights and the batches
     root: Path = Path()  # the folder of the project
     finetuned: str = "own"  # whose fine-tuned weights: own, hub (public ones), or a folder of them
+    variants: tuple[str, ...] = ()  # other readings of the data sets, of VARIANTS
+    accept: tuple[str, ...] = ()  # tasks whose deviations are known and accepted
 
     @classmethod
     def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
-           tasks: str = "", finetuned: str = "own") -> Run:  # fmt: skip
+           tasks: str = "", finetuned: str = "own", variants: str = "",
+           accept: str = "") -> Run:  # fmt: skip
         """Return the run of a profile's name: a dry run with `limit`, some tasks with "A,B"."""
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
         finetuned = finetuned or "own"
+        other = tuple(sorted(name.strip() for name in variants.split(",") if name.strip()))
+        if unknown := [name for name in other if name not in VARIANTS]:
+            raise ValueError(f"variants: no {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
         chosen = get(profile).limited(limit)
         if tasks:
             chosen = chosen.only([name.strip() for name in tasks.split(",")])
@@ -37,7 +48,8 @@ class Run:
                 f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
                 "public ones exist for the profile paper"
             )
-        return cls(chosen, seed, root, finetuned)
+        accepted = tuple(name.strip() for name in accept.split(",") if name.strip())
+        return cls(chosen, seed, root, finetuned, other, accepted)
 
     @property
     def source(self) -> str:
@@ -50,6 +62,7 @@ class Run:
         parts = [self.profile.name]
         parts += [self.source] if self.source != "own" else []
         parts += [f"limit{self.profile.limit}"] if self.profile.limit else []
+        parts += self.variants
         return "-".join(parts + ([f"seed{self.seed}"] if self.seed else []))
 
     @property
@@ -61,6 +74,7 @@ class Run:
             "limit": self.profile.limit,
             "weights": weights.metadata(self.zero_shot)["weights"],
             "finetuned": self.source,
+            **({"variants": list(self.variants)} if self.variants else {}),
         }
 
     @property
