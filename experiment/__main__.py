@@ -37,12 +37,14 @@ COMMANDS = {
     "data": ("real.fetch", "list the 13 real data sets, or fetch one"),
 }
 
+CHOICES = ("limit", "sample", "tasks", "finetuned", "choose_on", "accept")  # of a run
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
-    choices = {name: options.pop(name) for name in ("limit", "tasks", "finetuned")}
+    choices = {name: options.pop(name) for name in CHOICES}
     try:
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
         given = {name: value for name, value in options.items() if value is not None}
@@ -81,8 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="micro", help="smoke, micro (default) or paper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="paper: images a split, dry run")
+    parser.add_argument("--sample", type=int, default=0, help="paper: images a split, a sample")
     parser.add_argument("--tasks", default="", help="some of the profile's tasks: A,B,C")
     parser.add_argument("--finetuned", default="own", help="paper: own, hub or a folder")
+    parser.add_argument("--choose-on", default="", help="what alpha is chosen on: "
+                        "validation, halves or test")  # fmt: skip
+    parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
     parser.add_argument("--data", type=Path, help="the folder of the real data sets")
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")

@@ -1,0 +1,137 @@
+"""What keeps the experiment honest: float32, no leak, self-checks, a sample that says so."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_steps import go, tiny_profile
+
+from experiment import replay, report, results
+from experiment.__main__ import find as step
+from experiment.profiles import ALPHAS
+from experiment.run import Run
+from experiment.session import Session
+from experiment.steps import describing, solving
+from paintlib.store import Store
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return go(Run(tiny_profile(), 0, tmp_path_factory.mktemp("tiny")))
+
+
+def solved(run, choose_on, folder):
+    """Return a copy of a run that chooses alpha on other images, solved again."""
+    other = dataclasses.replace(run, root=folder, choose_on=choose_on)
+    shutil.copytree(run.folder, other.folder)
+    shutil.rmtree(other.folder / "baseline")
+    step("baseline")(other, "CIFAR10")
+    step("solve")(other, "MNIST")
+    step("describe")(other)
+    return other, results.read_pair(other.pair("CIFAR10", "MNIST"))
+
+
+def test_losses_are_float32_without_tf32(tiny):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    session = Session(tiny)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    visual = session.tower()
+    loss = session.losses(visual, ["MNIST"], "test")["MNIST"]
+    seen = []
+    for module in visual.modules():
+        module.register_forward_hook(lambda *args: seen.append(args[-1]))
+    loss.score()
+    assert {x.dtype for x in seen if isinstance(x, torch.Tensor)} == {torch.float32}
+
+
+def test_noise_is_measured_by_other_batches_and_stands_in_the_provenance(tiny, monkeypatch):
+    noise = results.read_json(tiny.noise("MNIST"))
+    assert set(noise) == {"CIFAR10", "MNIST"} and all(0 <= x < 1e-6 for x in noise.values())
+    session = Session(tiny)
+    visual, path = session.tower(empty=True), session.path("MNIST")
+    file = next((tiny.folder / "evaluations").glob("MNIST-*.npz"))
+    store = Store(file, writable=False)
+    sizes = []
+    losses = session.losses
+
+    def coarse(visual, tasks, split, size):  # as if computed in half precision
+        found = losses(visual, tasks, split, size)
+        sizes.append(size)
+        for loss in found.values():
+            own = loss.logits
+            object.__setattr__(loss, "logits", lambda x, own=own: own(x).half().float())
+        return found
+
+    monkeypatch.setattr(session, "losses", coarse)
+    half = solving.measure_noise(session, visual, path, "MNIST", store)
+    assert sizes == [33] and min(half.values()) > 1e-6
+    describing.provenance(tiny)
+    said = results.read_json(tiny.results / "provenance.json")
+    assert said["noise"] == {"MNIST": max(half.values())}
+    results.write_json(tiny.noise("MNIST"), noise)
+
+
+def test_search_finer_than_the_noise_is_refused():
+    objective = replay.objective("results/micro", "CIFAR10", "MNIST")
+    solving.refuse_noise(objective, 1e-7)  # more than float32 makes of 500 images
+    with pytest.raises(ValueError, match=r"CIFAR10 \+ MNIST: .* noise of 1.3e-04.* float32"):
+        solving.refuse_noise(objective, 1.3e-4)  # what float16 makes
+
+
+def test_alpha_chosen_on_halves_is_reported_on_the_other_half(tiny, tmp_path):
+    run, record = solved(tiny, "halves", tmp_path)
+    assert run.name == "smoke-on-halves" and record["run"]["choose_on"] == "halves"
+    assert record["curves"]["supported"]["images"] == 40  # all test images
+    objective = replay.objective(run.results, "CIFAR10", "MNIST")
+    orders = [np.random.default_rng(0).permutation(40) for _ in range(2)]
+    halves = [[np.sort(order[start::2]) for order in orders] for start in (1, 0)]
+    assert not set(halves[0][0]) & set(halves[1][0])
+
+    def total(alpha, rows):
+        parts = zip(objective.images(alpha), objective.images(0.0), rows, strict=True)
+        return math.fsum(a.losses[row].mean() / b.losses[row].mean() for a, b, row in parts)
+
+    for own, alpha in zip(halves, record["halves"]["grid"], strict=True):
+        assert alpha == min(ALPHAS, key=lambda a: total(a, own))  # of its own half alone
+    for name, alphas in record["halves"].items():
+        shown = record["test"][name]
+        assert shown["alpha"] == pytest.approx(np.mean(alphas))
+        for i, role in enumerate(("supported", "patching")):
+            there = [objective.images(a)[i].losses[other[i]].mean()
+                     for a, other in zip(alphas, halves[::-1], strict=True)]  # fmt: skip
+            assert shown[role]["loss"] == pytest.approx(np.mean(there), rel=1e-6)
+    assert not objective.evaluated
+
+
+def test_alpha_chosen_on_test_images_is_reported_there_and_marked(tiny, tmp_path):
+    run, record = solved(tiny, "test", tmp_path)
+    curve, end = record["curves"]["patching"], record["test"]["fine_tuned"]["patching"]
+    assert (curve["loss"][-1], curve["accuracy"][-1]) == (end["loss"], end["accuracy"])
+    grid = record["solutions"]["grid"]["alpha"]
+    assert record["test"]["grid"]["alpha"] == grid and "halves" not in record
+    said = report.answer([record], "It is so.").data
+    assert "α chosen on the test images it is reported on" in said
+    assert "α chosen on the test images" in report.provenance_footer([record]).data.lower()
+    with pytest.raises(ValueError, match="the evidence needs a run that chooses on validation"):
+        step("measure")(run, "MNIST")
+
+
+def test_usual_runs_have_no_new_fields(tiny):
+    record = json.loads(tiny.pair("CIFAR10", "MNIST").read_text())
+    assert list(record["run"]) == ["profile", "seed", "limit", "weights", "finetuned"]
+    assert "halves" not in record and report.how(record["run"]) == []
+
+
+def test_public_weights_are_never_chosen_on_images_they_have_seen():
+    assert Run.of("paper").choosing == "validation"
+    hub = Run.of("paper", finetuned="hub")
+    assert (hub.name, hub.chosen_on, hub.choosing) == ("paper-hub", "halves", "test")
+    assert Run.of("paper", finetuned="hub", choose_on="test").name == "paper-hub-on-test"
+    with pytest.raises(ValueError, match="were trained on the validation images too"):
+        Run.of("paper", finetuned="hub", choose_on="validation")
+    with pytest.raises(ValueError, match="choose_on = 'train'; choose one of validation, halves"):
+        Run.of("paper", choose_on="train")
