@@ -22,6 +22,7 @@ COMMANDS = {
     "zero_shot": ("steps.real", "write the weights of a public CLIP"),
     "head": ("steps.real", "TASK: write a zero-shot head"),
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
+    "verify": ("steps.verifying", "heads|fine_tuned TASK: compare with published accuracies"),
     "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
     "measure": ("evidence.measuring", "TASK: measure a path as the evidence needs it"),

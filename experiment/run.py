@@ -157,6 +157,10 @@ class Run:
         files = [Path(self.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
         return [str(file) for file in files if file.is_file()][:1]
 
+    def verified(self, kind: str, *tasks: str) -> list[Path]:
+        """Return the files that say an accuracy is as published; twins have none."""
+        return [self._file(f"verified/{kind}", t, "json") for t in tasks if self.profile.real]
+
     def baseline(self, task: str) -> Path:
         return self._file("baseline", task, "safetensors")
 

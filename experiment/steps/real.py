@@ -94,6 +94,8 @@ def head(run: Run, task: str) -> None:
     session = Session(run)
     assert isinstance(run.profile.clip, str)
     described = results.read_json(run.images(task))
+    if run.source == "hub":  # the public weights were trained against this head
+        described |= checkpoints.HUB_HEADS.get(task, {})
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
@@ -113,6 +115,8 @@ def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
     for split in SPLITS:
         if split == "train" and (task in run.profile.supported or run.source != "own"):
             continue  # never fine-tuned on
+        if split == "validation" and run.choosing != "validation":
+            continue
         pictures = datasets.open_split(task, data, split)
         rows = pixels.choose(pictures, run.profile.images(split))
         fit: pixels.Fit = "squash" if split == "train" else "crop"

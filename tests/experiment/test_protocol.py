@@ -12,10 +12,10 @@ from test_steps import go, tiny_profile
 
 from experiment import replay, report, results
 from experiment.__main__ import find as step
-from experiment.profiles import ALPHAS
+from experiment.profiles import ALPHAS, PATCHING, SUPPORTED
 from experiment.run import Run
 from experiment.session import Session
-from experiment.steps import describing, solving
+from experiment.steps import describing, solving, verifying
 from paintlib.store import Store
 
 
@@ -135,3 +135,45 @@ def test_public_weights_are_never_chosen_on_images_they_have_seen():
         Run.of("paper", finetuned="hub", choose_on="validation")
     with pytest.raises(ValueError, match="choose_on = 'train'; choose one of validation, halves"):
         Run.of("paper", choose_on="train")
+
+
+def test_accuracies_far_from_published_ones_are_told_with_both_numbers():
+    deviation = verifying.deviation
+    assert deviation("CIFAR10", "zero_shot", 0.8983, 500) == ""
+    assert deviation("CIFAR10", "zero_shot", 0.85, 500) == ""  # 5 points, below 5 standard errors
+    assert deviation("CIFAR10", "zero_shot", 0.875, 10**6) == ""  # beyond them, below 3 points
+    said = deviation("CIFAR10", "zero_shot", 0.1, 500)  # labels in another order
+    assert said.startswith(
+        "CIFAR10: the zero-shot accuracy on 500 test images is 10.0 %, published"
+    )
+    assert "ones are 89.8 to 89.8 % (59 standard errors away)" in said
+    assert "99.0 %" in deviation("CIFAR10", "zero_shot", 0.99, 2000)  # images seen in training
+    assert deviation("DTD", "fine_tuned", 0.6, 2000) != ""
+    assert deviation("DTD", "fine_tuned", 0.6, 2000, whole=False) == ""  # of a sample
+
+
+def test_every_real_task_has_published_accuracies():
+    for task in SUPPORTED + PATCHING:
+        kinds = ("zero_shot",) + ("fine_tuned",) * (task in PATCHING)
+        for kind in kinds:
+            assert verifying.deviation(task, kind, 0.0, 1000), task
+
+
+def test_a_deviation_stops_the_run_until_it_is_accepted(tiny, monkeypatch):
+    real = dataclasses.replace(tiny.profile, clip="any")
+    stub = type("Run", (Run,), {"choices": {"weights": "openai"}})
+    run = stub(real, 0, tiny.root)
+    session = Session(tiny)
+    monkeypatch.setattr(verifying, "Session", lambda _: session)
+    with pytest.raises(ValueError, match="CIFAR10: the zero-shot .*labels.*templates.*ACCEPT=CIF"):
+        verifying.verify(run, "heads", "CIFAR10")
+    assert not run.verified("heads", "CIFAR10")[0].exists()
+    assert tiny.verified("heads", "CIFAR10") == []
+    monkeypatch.setattr(verifying, "IMAGES", 20)
+    verifying.verify(dataclasses.replace(run, accept=("CIFAR10",)), "heads", "CIFAR10")
+    told = results.read_json(run.verified("heads", "CIFAR10")[0])
+    assert told["images"] == 20 and told["deviation"].startswith("CIFAR10: the zero-shot accuracy")
+    stub.choices = {"weights": "random"}
+    verifying.verify(run, "fine_tuned", "MNIST")  # a dry run is compared with nothing
+    with pytest.raises(ValueError, match="accept = 'Cats': no task 'Cats'"):
+        Run.of("paper", accept="Cats")
