@@ -32,7 +32,8 @@ RUN = " ".join(f"--{name.replace('_', '-')} {quote(str(said))}" for name, said i
 
 if workflow.is_main_process:  # not in the jobs that a cluster starts
     lock = claim_folder(Path())
-    if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
+    check = f"{STEP} check {RUN} --data {quote(DATA)} && {STEP} estimate {RUN}"
+    if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
 
 IMAGES, HEADS = ([str(file(task)) for task in TASKS] for file in (run.images, run.head))

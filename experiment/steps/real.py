@@ -118,7 +118,7 @@ def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
         if split == "validation" and run.choosing != "validation":
             continue
         pictures = datasets.open_split(task, data, split)
-        rows = pixels.choose(pictures, run.profile.images(split))
+        rows = pixels.choose(pictures, run.profile.images(split), bool(run.profile.sample))
         fit: pixels.Fit = "squash" if split == "train" else "crop"
         caches[split] = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
     return caches

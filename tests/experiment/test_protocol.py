@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_steps import go, tiny_profile
 
-from experiment import replay, report, results
+from experiment import clip, cost, pages, pixels, replay, report, results, training
 from experiment.__main__ import find as step
-from experiment.profiles import ALPHAS, PATCHING, SUPPORTED
+from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
 from experiment.run import Run
 from experiment.session import Session
 from experiment.steps import describing, solving, verifying
@@ -177,3 +177,68 @@ def test_a_deviation_stops_the_run_until_it_is_accepted(tiny, monkeypatch):
     verifying.verify(run, "fine_tuned", "MNIST")  # a dry run is compared with nothing
     with pytest.raises(ValueError, match="accept = 'Cats': no task 'Cats'"):
         Run.of("paper", accept="Cats")
+
+
+def test_a_sample_is_the_experiment_on_balanced_classes():
+    run = Run.of("paper", sample=500, finetuned="hub")
+    assert run.name == "paper-hub-images500" and not run.profile.limit
+    assert [run.profile.images(s) for s in ("train", "validation", "test")] == [500] * 3
+    assert run.profile.finetuning.steps == 76 * 500 // 128  # no image more often than DTD's
+    assert Run.of("paper", sample=10**6).profile.finetuning == PROFILES["paper"].finetuning
+    for wrong in ({"profile": "micro", "sample": 5}, {"profile": "paper", "sample": -1}):
+        with pytest.raises(ValueError, match="sample = -?[15]; it is a number of images a split"):
+            Run.of(**wrong)
+
+    class Pictures:
+        labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 3)
+
+        def __len__(self):
+            return len(self.labels)
+
+    pictures = Pictures()
+    rows = pixels.choose(pictures, 21, balanced=True)
+    assert torch.bincount(pictures.labels[rows]).tolist() == [9, 9, 3] and len(set(rows)) == 21
+    assert rows == pixels.choose(pictures, 21, balanced=True)
+    assert pixels.choose(pictures, 6, balanced=True) == rows[:6]
+
+
+def test_pages_of_a_sample_say_so_and_carry_no_banner(tiny):
+    record = results.read_pair(tiny.pair("CIFAR10", "MNIST"))
+    record["run"] |= {"sample": 500, "profile": "paper", "weights": "openai"}
+    for said in (report.answer([record], "So."), report.provenance_footer([record])):
+        assert "a sample of 500 images a split" in said.data.replace("A sample", "a sample")
+    assert not report.is_dry(record)
+    run = Run.of("paper", sample=500)
+    stub = type("Stub", (), {"profile": run.profile, "name": run.name, "choices": record["run"]})
+    assert "a sample of 500 images a split" in pages._announcement(stub)
+
+
+def test_a_batch_in_parts_trains_to_the_same_weights(tiny):
+    split = Session(tiny).split("MNIST", "train")
+    ends = []
+    for at_once in (None, 12):  # 32 images in parts of 12, 12 and 8
+        tower = Session(tiny).tower()
+        logits = clip.classifier(tower, Session(tiny).head("MNIST"), tiny.profile.pixels)
+        recipe = tiny.profile.finetuning
+        list(training.finetune(tower, logits, split, recipe, seed=0, at_once=at_once))
+        ends.append(torch.cat([weight.flatten() for weight in tower.state_dict().values()]))
+    start = torch.cat([w.flatten() for w in Session(tiny).tower().state_dict().values()])
+    assert torch.linalg.norm(ends[0] - ends[1]) < 0.02 * torch.linalg.norm(ends[0] - start)
+
+
+def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
+    run = Run.of("paper", sample=500, finetuned="hub", tasks="STL10,DTD", root=tmp_path)
+    work = cost.steps(["STL10"], ["DTD"], fresh=2, answers=9, run=run)
+    assert work["decode"].decoded == 1000 and work["finetune"].training == 0
+    assert work["baseline"] == cost.Work(1, forward=500, training=500)
+    # the start, 21 alphas, the noise; twice two more for each of both halves and the whole
+    assert work["solve"].forward == 500 + 21 * 1000 + 3 * 2 * 1000
+    monkeypatch.setattr(cost, "images_per_second", lambda: 10.0)
+    cost.estimate(run)
+    said = capsys.readouterr().out
+    work = cost.steps(["STL10"], ["DTD"], fresh=3.6, answers=3, run=run)
+    passes = sum(step.forward for step in work.values())
+    assert f"a sample of 500 images a split: {passes:,} forward passes" in said
+    assert "10.0 images per second measured now" in said and "GB" in said
+    cost.estimate(Run.of("paper", limit=4))
+    assert capsys.readouterr().out == ""
