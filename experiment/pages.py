@@ -119,7 +119,10 @@ def _announcement(run: Run) -> str:
             f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
             "It shows that every step works; no number in this book means anything."
         )
-    return f"This is the book of the run {run.name}: {run.profile.purpose}."
+    from experiment.report import how  # imports matplotlib
+
+    said = "; ".join([run.profile.purpose, *how(run.choices)])
+    return f"This is the book of the run {run.name}: {said}."
 
 
 def reference(run: Run) -> None:

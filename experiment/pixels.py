@@ -50,12 +50,21 @@ def standardise(images: Tensor, standard: Standard) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def choose(pictures: Pictures, limit: int | None) -> list[int]:
-    """Return which pictures of a split are used: all, or `limit` of them drawn with seed 0."""
+def choose(pictures: Pictures, limit: int | None, balanced: bool = False) -> list[int]:
+    """Return which pictures of a split are used: all, or `limit` of them drawn with seed 0.
+
+    With `balanced`, classes that have enough pictures differ by one picture at most.
+    """
     if limit is None or limit >= len(pictures):
         return list(range(len(pictures)))
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(len(pictures), generator=generator)[:limit].tolist()
+    order = torch.randperm(len(pictures), generator=generator)
+    if balanced:  # the first picture of each class in that order, then the second of each
+        labels, by_class = pictures.labels[order].sort(stable=True)
+        turn = torch.empty_like(by_class)
+        turn[by_class] = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
+        order = order[turn.argsort(stable=True)]
+    return order[:limit].tolist()
 
 
 @dataclass(frozen=True)

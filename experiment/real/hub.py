@@ -26,7 +26,15 @@ from experiment.real import datasets, facts
 from experiment.tasks import SPLITS
 
 ROOT = Path("hub")  # what DATA says
-_LOGIN = "accept its terms at https://huggingface.co/datasets/{}, then `.venv/bin/hf auth login`"
+
+
+def check(names: Iterable[str], root: Path) -> None:
+    """Refuse before anything starts what cannot be drawn: without the library, or a login."""
+    from huggingface_hub import get_token
+
+    _library()
+    if "ImageNet" in names and not (root / "hub/ImageNet").is_dir() and not get_token():
+        raise ValueError(f"ImageNet needs your own account: {_login('ImageNet')}")
 
 
 def fetch(name: str, root: Path, accept: bool = False) -> None:
@@ -87,7 +95,7 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
         raise
     except Exception as error:  # of the library and of two network clients
         text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        login = f"; {_LOGIN.format(path)}" if name == "ImageNet" else ""
+        login = f"; {_login(name)}" if name == "ImageNet" else ""
         raise RuntimeError(
             f"{name}: {path} cannot be read from the Hub ({text}); the same command begins this "
             f"split again{login}"
@@ -101,6 +109,11 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
     about = {"repository": path, "revision": revision, "split": split, "labels": labels}
     (staging / "drawn.json").write_text(json.dumps(about, indent=0), encoding="utf-8")
     staging.rename(place)
+
+
+def _login(name: str) -> str:
+    page = f"https://huggingface.co/datasets/{facts.get(name).hub['path']}"
+    return f"accept its terms at {page}, then `.venv/bin/hf auth login`"
 
 
 def _library() -> Any:

@@ -68,6 +68,10 @@ def check(run: Run, data: Path = DATA) -> None:
             f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
             f"fine-tuned weights: TASK.safetensors and TASK.pt are missing for {', '.join(lost)}"
         )
+    if data == hub.ROOT:
+        hub.check(wanted := [t for t in tasks if not run.images(t).exists()], run.cache)
+        if "GTSRB" in wanted and "gtsrb-tracks" in run.variants:
+            raise ValueError("gtsrb-tracks needs DATA=FOLDER: the mirror's images tell no tracks")
     _check_room(run, data)
     for task in tasks:
         if not run.source_of(task).exists():
@@ -107,7 +111,7 @@ def _check_room(run: Run, data: Path) -> None:
             "or take the link away"
         )
     notes = [results.read_json(file) for file in run.cache.parent.glob("*/tasks/*.json")]
-    splits = [(note["task"], *item) for note in notes for item in note["splits"].items()]
+    splits = [(note["task"], *item) for note in notes if note for item in note["splits"].items()]
     decoded = {(t, s, e["images"]) for t, s, e in splits if (run.cache / e["cache"]).is_dir()}
     pictures, downloads = 0, 0.0
     for task in run.profile.tasks:
@@ -153,6 +157,8 @@ def head(run: Run, task: str) -> None:
     session = Session(run)
     assert isinstance(run.profile.clip, str)
     described = results.read_json(run.images(task))
+    if run.source == "hub":  # the public weights were trained against this head
+        described |= checkpoints.HUB_HEADS.get(task, {})
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
@@ -168,9 +174,10 @@ def head(run: Run, task: str) -> None:
 
 
 def _splits(run: Run, task: str) -> list[SplitName]:
-    """Return the splits that a run reads: what is never fine-tuned on has no train images."""
+    """Return the splits that a run reads."""
     trained = task in run.profile.patching and run.source == "own"
-    return [split for split in SPLITS if split != "train" or trained]
+    read = {"train": trained, "validation": run.choosing == "validation", "test": True}
+    return [split for split in SPLITS if read[split]]
 
 
 def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
@@ -182,6 +189,6 @@ def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
         else:
             pictures = datasets.open_split(task, data, split, tracks)
         fit: pixels.Fit = "squash" if split == "train" else "crop"
-        rows = pixels.choose(pictures, images)
+        rows = pixels.choose(pictures, images, bool(run.profile.sample))
         caches[split] = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
     return caches

@@ -140,11 +140,9 @@ def test_a_mirror_of_another_size_needs_acceptance(eurosat, tmp_path, monkeypatc
 @pytest.mark.parametrize("name", facts.DATA_SETS)
 def test_names_of_each_data_set_are_found_however_they_are_spelt(name):
     words = [said[-1] for said in hub._names(name)]
-    label = (
-        library.ClassLabel(names=words if name != "ImageNet" else None, num_classes=None)
-        if name != "ImageNet"
-        else library.ClassLabel(names=[f"{w}2" if i == 517 else w for i, w in enumerate(words)])
-    )  # two cranes
+    if name == "ImageNet":  # two cranes
+        words[517] += "2"
+    label = library.ClassLabel(names=words)
     assert hub._numbers(name, "", label) == list(range(len(words)))
     spelt = library.ClassLabel(names=[said[0] for said in hub._names(name)][::-1])
     assert hub._numbers(name, "", spelt) == list(range(len(words)))[::-1]
@@ -154,7 +152,16 @@ def test_a_mirror_out_of_reach_and_a_library_that_lacks_are_messages(tmp_path, m
     mirrored(monkeypatch, "ImageNet", tmp_path / "nowhere")
     with pytest.raises(RuntimeError, match="cannot be read from the Hub .*accept its terms at htt"):
         hub.open_split("ImageNet", tmp_path, "test", 5)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    run = Run.of("paper", root=tmp_path, variants="gtsrb-tracks")
+    with pytest.raises(ValueError, match="ImageNet needs your own account: accept its terms at"):
+        step("check")(run, hub.ROOT)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "a token")
+    with pytest.raises(ValueError, match="gtsrb-tracks needs DATA=FOLDER"):
+        step("check")(run, hub.ROOT)
     monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="needs the package `datasets`: .*pip install datasets"):
+        step("check")(run, hub.ROOT)
     with pytest.raises(ValueError, match="needs the package `datasets`: .*pip install datasets"):
         hub.open_split("EuroSAT", tmp_path, "test", 5)
 

@@ -268,7 +268,7 @@ def test_variants_make_runs_of_their_own(run, data, tmp_path):
         Run.of("paper", variants="tracks")
     usual, other = (
         dataclasses.replace(run, root=tmp_path, variants=variants)
-        for variants in ((), ("cifar100-spaces", "gtsrb-tracks"))
+        for variants in ("", "cifar100-spaces,gtsrb-tracks")
     )
     described = []
     for each in (usual, other):
