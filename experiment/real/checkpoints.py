@@ -29,15 +29,6 @@ HUB = {
 }
 """Repositories of the Hugging Face Hub with a ViT-B/32 fine-tuned on each patching task."""
 
-HUB_HEADS: dict[str, dict[str, list[str]]] = {
-    "FashionMNIST": {
-        "classnames": ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
-                       "Sneaker", "Bag", "Ankle boot"],
-        "templates": ["a photo of a {}.", "a photo of the {}."],
-    },
-}  # fmt: skip
-"""Heads that these were trained against where it is not CLIP's own (FusionBench's code)."""
-
 _TASKS = ", ".join(sorted(HUB))
 _FORMATS = (
     "understood are state dicts of transformers' CLIPVisionModel, CLIPVisionModelWithProjection "

@@ -6,13 +6,11 @@ data set; `python -m experiment data` says what is there and fetches what can be
 "test" is the official test set, "validation" a tenth of the official training set, at most 5,000
 pictures, and "train" is the rest. Of validation sets that a data set brings, DTD's is part of the
 training set, RESISC45's is not used. EuroSAT has no official split, see `eurosat_indices`.
-
-A data set that `experiment.real.hub` has drawn lies in the folder `hub`, and is read where there
-is no official one.
 """
 
 import csv
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -36,7 +34,7 @@ from experiment.real.facts import DATA_SETS
 from experiment.tasks import SPLITS, Task
 
 COMMAND = ".venv/bin/python -m experiment data --data FOLDER"
-KAGGLE = "ILSVRC/Data/CLS-LOC"  # ImageNet as Kaggle packs it, its validation pictures in one folder
+KAGGLE = "ILSVRC/Data/CLS-LOC"  # has the test pictures of ImageNet in one folder, and a table
 IMAGENET_TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 _REMEDY = f"`{COMMAND}` shows what is found, and how to get the rest"
 _HARMLESS = ("numpy.ndarray", "numpy._core.multiarray._reconstruct", "_codecs.encode")
@@ -67,17 +65,14 @@ class Pictures:
         """Return a SHA-256 of what the files of some pictures hold; pixels are in the identity."""
         digest = hashlib.sha256()
         for index in rows if self.content.dtype != np.uint8 else ():
-            with _reading(path := self._file(index)):
+            with _reading(path := self.folder / os.fsdecode(self.content[index])):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
-
-    def _file(self, index: int) -> Path:
-        return self.folder / os.fsdecode(self.content[index])
 
     def __getitem__(self, index: int) -> Image.Image:
         if self.content.dtype == np.uint8:
             return Image.fromarray(self.content[index]).convert("RGB")
-        path = self._file(index)
+        path = self.folder / os.fsdecode(self.content[index])
         try:
             with path.open("rb") as stream, Image.open(stream) as image:
                 # straight from a palette to RGB warns where the palette is transparent
@@ -121,7 +116,7 @@ def missing(names: Iterable[str], root: Path) -> dict[str, str]:
         if absent := [path for path in needs if not path.exists()]:
             lack = f"{len(absent)} of {len(needs)} paths are absent, first: {absent[0]}"
             tar = absent[0].with_name(IMAGENET_TARS.get(absent[0].name, "none"))
-            if tar.is_file() or (name == "ImageNet" and (tar := root / KAGGLE).is_dir()):
+            if tar.is_file():
                 lack = f"{tar} is not unpacked: `{COMMAND} --fetch ImageNet`"
             elif (packed := absent[0].with_name(f"{absent[0].name}.gz")).is_file():
                 lack = f"{packed} is not unpacked: `gunzip -k {packed.parent}/*.gz`"
@@ -133,21 +128,23 @@ def fingerprint(name: str, root: Path) -> str:
     """Return a digest of names, sizes and times of all files of a data set; open none."""
     root, digest = Path(root).expanduser(), hashlib.sha256()
     for need in _needs(name, root):
-        alone = [(str(need.parent), list[str](), [need.name])]
-        for folder, parts, files in os.walk(need, followlinks=True) if need.is_dir() else alone:
-            parts.sort()
-            for path in (os.path.join(folder, file) for file in sorted(files)):
-                if os.path.exists(path):
-                    seen = os.stat(path)
-                    what = f"{os.path.relpath(path, root)} {seen.st_size} {seen.st_mtime_ns}\n"
-                    digest.update(os.fsencode(what))
+        walk = os.walk(need, followlinks=True)
+        inside = [os.path.join(folder, file) for folder, _, files in walk for file in files]
+        for path in sorted(filter(os.path.exists, inside or [str(need)])):
+            seen = os.stat(path)
+            what = f"{os.path.relpath(path, root)} {seen.st_size} {seen.st_mtime_ns}\n"
+            digest.update(os.fsencode(what))
     return digest.hexdigest()
 
 
 def deviation(name: str, root: Path) -> str:
-    """Say how the numbers of pictures differ from the official ones; "" where they do not."""
-    data, root = facts.get(name), _require(name, root)
-    seen = [len(_whole(name, root, part)[2]) for part in ("train", "test")]
+    """Say what cannot be read, or how numbers of pictures differ from the official ones, or ""."""
+    data = facts.get(name)
+    try:
+        root = _require(name, root)
+        seen = [len(_whole(name, root, part)[2]) for part in ("train", "test")]
+    except ValueError as error:
+        return str(error).removeprefix(f"{name}: ").partition("; ")[0]
     if seen == [data.train, data.test]:
         return ""
     counts = "{:,} training and {:,} test pictures".format(*seen)
@@ -165,10 +162,8 @@ def open_split(name: str, root: Path, split: str, tracks: bool = False) -> Pictu
     folder, content, labels = _whole(name, root, "test" if split == "test" else "train")
     if split == "test":
         return pictures(name, folder, content, labels)
-    if tracks and name == "GTSRB":
-        divided = track_indices([str(file) for file in content], folder)
-    else:
-        divided = validation_indices(len(labels))
+    by_track = tracks and name == "GTSRB"
+    divided = track_indices(content, folder) if by_track else validation_indices(len(labels))
     indices = divided[split == "validation"]
     kept = content[indices] if isinstance(content, np.ndarray) else [content[i] for i in indices]
     return pictures(name, folder, kept, labels[indices])
@@ -201,10 +196,8 @@ def pictures(name: str, folder: Path, content: _Content, labels: _Labels) -> Pic
 
 def _whole(name: str, root: Path, part: str) -> tuple[Path, _Content, _Labels]:
     """Read an official training or test set, and refuse labels that cannot be right."""
-    place = root / "hub" / name / part
-    folder, content, numbers = (
-        read_drawn(place) if _is_drawn(name, root) else _READERS[name](name, root, part)
-    )
+    read = _drawn if _is_drawn(name, root) else _READERS[name]
+    folder, content, numbers = read(name, root, part)
     labels, last = np.asarray(numbers, dtype=np.int64), DATA_SETS[name].classes - 1
     if len(labels) != len(content):
         raise _refusal(name, f"{len(content)} pictures but {len(labels)} labels in {folder}")
@@ -215,11 +208,15 @@ def _whole(name: str, root: Path, part: str) -> tuple[Path, _Content, _Labels]:
     return folder, content, labels
 
 
-def read_drawn(place: Path) -> _Read:
+def _drawn(name: str, root: Path, part: str) -> _Read:
+    return read_drawn(root / "hub" / name / part)
+
+
+def read_drawn(place: Path) -> tuple[Path, _Content, _Labels]:
     """Read what `experiment.real.hub` has drawn into a folder."""
     with _reading(place / "drawn.json"):
         labels = json.loads((place / "drawn.json").read_text(encoding="utf-8"))["labels"]
-        return place, list(labels), list(labels.values())
+        return place, list(labels), np.array(list(labels.values()), dtype=np.int64)
 
 
 def validation_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -231,15 +228,14 @@ def validation_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     return order[:kept], order[kept:]
 
 
-def track_indices(files: Sequence[str], folder: Path) -> tuple[_Labels, _Labels]:
+def track_indices(files: _Content, folder: Path) -> tuple[_Labels, _Labels]:
     """Divide GTSRB's training pictures by track, 30 frames of one sign: 00003_00012 is of track 3.
 
-    Drawn by picture, as PAINT does, nearly every validation picture has a sister in the training
-    set. Here whole tracks are held out, drawn with seed 0, until they make the usual number.
+    Whole tracks are held out, drawn with seed 0, until they make the usual number.
     """
     tracks: dict[str, list[int]] = {}
     for index, file in enumerate(files):
-        tracks.setdefault(file.rpartition("_")[0], []).append(index)
+        tracks.setdefault(str(file).rpartition("_")[0], []).append(index)
     if len(tracks) < 2 or "" in tracks:
         raise _refusal("GTSRB", f"the names of the files in {folder} tell no tracks")
     names, held = list(tracks), list[int]()
@@ -275,16 +271,15 @@ def place_of(name: str, root: Path) -> Path:
     data = facts.get(name)
     if name == "ImageNet":
         own = ("train/n01440764", "val/n01440764", *IMAGENET_TARS.values())
-        places = (root / "imagenet", root / "ImageNet", root)
+        places = (root / "imagenet", root / "ImageNet", root, root / KAGGLE)
         return next((p for p in places if any((p / o).exists() for o in own)), places[0])
     places = tuple(root / folder for folder in (data.folder, *data.also))
     return next((place for place in places if (place / data.needs[0]).exists()), places[0])
 
 
 def _is_drawn(name: str, root: Path) -> bool:
-    return (root / "hub" / name).is_dir() and not any(
-        (place_of(name, root) / need).exists() for need in facts.get(name).needs[:1]
-    )
+    official = place_of(name, root) / facts.get(name).needs[0]
+    return (root / "hub" / name).is_dir() and not official.exists()
 
 
 def _needs(name: str, root: Path) -> list[Path]:
@@ -379,10 +374,8 @@ def _mnist(name: str, root: Path, part: str) -> _Read:
 
 
 def _files(folder: Path, samples: Iterable[tuple[str, int]]) -> _Read:
-    above = f"{folder}{os.sep}"
-    # macOS leaves a file ._x beside each x that it unpacks to a foreign disk
-    real = [s for s in samples if not os.path.basename(s[0]).startswith("._")]
-    return folder, [path.removeprefix(above) for path, _ in real], [int(label) for _, label in real]
+    above, pairs = f"{folder}{os.sep}", list(samples)
+    return folder, [path.removeprefix(above) for path, _ in pairs], [label for _, label in pairs]
 
 
 def _by_folder(name: str, root: Path, part: str) -> _Read:
@@ -392,8 +385,9 @@ def _by_folder(name: str, root: Path, part: str) -> _Read:
     _check_folders(name, folder / within)
     with _reading(folder / within):
         samples = datasets.ImageFolder(folder / within).samples
+        # macOS leaves a file ._x beside each x that it unpacks to a foreign disk
+        samples = [pair for pair in samples if not os.path.basename(pair[0]).startswith("._")]
         if name == "EuroSAT":
-            samples = [s for s in samples if not os.path.basename(s[0]).startswith("._")]
             samples = [samples[i] for i in eurosat_indices(len(samples))[part == "test"]]
         return _files(folder, samples)
 
@@ -421,13 +415,26 @@ def _gtsrb(name: str, root: Path, part: str) -> _Read:
         return _files(home, pairs)
 
 
+@cache
+def imagenet_info() -> Any:
+    """Return what timm, which open_clip needs too, knows of ImageNet's classes."""
+    return importlib.import_module("timm.data").ImageNetInfo()  # takes seconds
+
+
+def _imagenet(name: str, root: Path, part: str) -> _Read:
+    home, table = place_of(name, root), root / "LOC_val_solution.csv"
+    if part == "train" or home != root / KAGGLE:
+        return _by_folder(name, root, part)
+    label = {word: index for index, word in enumerate(imagenet_info().label_names())}
+    with _reading(table):
+        rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+        pairs = [(r["ImageId"], r["PredictionString"].split()[0]) for r in rows]
+        return _files(home / "val", [(f"{file}.JPEG", label[word]) for file, word in pairs])
+
+
 def _check_folders(name: str, folder: Path) -> None:
     """Refuse a set that lacks class folders: labels would silently shift."""
-    expected = DATA_SETS[name].folders
-    if name == "ImageNet":
-        from timm.data.imagenet_info import ImageNetInfo  # open_clip needs timm too
-
-        expected = ImageNetInfo().label_names()
+    expected = imagenet_info().label_names() if name == "ImageNet" else DATA_SETS[name].folders
     with _reading(folder):
         found = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
     if odd := sorted(found ^ set(expected)):
@@ -462,12 +469,12 @@ def _listed(name: str, root: Path, part: str) -> _Read:
 def lines(file: Path) -> list[str]:
     """Return the lines of a text file, stripped, without those that are empty."""
     with _reading(file):
-        text = file.read_text(encoding="utf-8")
+        text = os.fsdecode(file.read_bytes())  # names of files, whatever the locale
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 _READERS: dict[str, Callable[[str, Path, str], _Read]] = {
-    "ImageNet": _by_folder, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10,
+    "ImageNet": _imagenet, "CIFAR10": _cifar, "CIFAR100": _cifar, "STL10": _stl10,
     "Cars": _cars, "DTD": _listed, "EuroSAT": _by_folder, "GTSRB": _gtsrb,
     "MNIST": _mnist, "RESISC45": _listed, "SUN397": _listed, "SVHN": _svhn, "FashionMNIST": _mnist,
 }  # fmt: skip

@@ -30,9 +30,8 @@ class DataSet:
     by_hand: str  # where to look when the download fails
     hub: Mapping[str, Any]  # its mirror on the Hugging Face Hub, for `datasets.load_dataset`
     folder: str = ""  # official folder under the data folder, which "" stands for
+    hub_head: Mapping[str, list[str]] = field(default_factory=dict)  # of public fine-tuned weights
     how: str = "automatic, by torchvision"
-    mirror: Mapping[str, Any] = field(default_factory=dict)  # options of `snapshot_download`
-    md5: Mapping[str, str] = field(default_factory=dict)  # of the files to download
 
 
 def held_out(train: int) -> int:

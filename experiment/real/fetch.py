@@ -2,17 +2,15 @@
 
 `python -m experiment data` prints the table, `--fetch NAME` downloads one data set. A download is
 put together in the hidden folder `.NAME.part` beside its place and renamed when it is whole, so a
-stopped one never looks like a data set; the same command goes on with what a mirror has sent.
+stopped one never looks like a data set.
 """
 
-import csv
 import os
 import shutil
 from pathlib import Path
 
 from torchvision import datasets as official
 from torchvision.datasets import imagenet
-from torchvision.datasets.utils import calculate_md5, extract_archive
 
 from experiment.real import datasets, hub
 from experiment.real.facts import DATA_SETS
@@ -29,7 +27,7 @@ def table(root: Path) -> str:
     """Return a text table of the 13 data sets under `root`: found or not, size, how to get them."""
     root = Path(root).expanduser()
     lacking = datasets.missing(DATA_SETS, root)
-    odd = {name: _odd(name, root) for name in DATA_SETS if name not in lacking}
+    odd = {name: datasets.deviation(name, root) for name in DATA_SETS if name not in lacking}
     rows = [("data set", "found", "lies in", "on disk", "how to get it")]
     for name, data in DATA_SETS.items():
         found = "no" if name in lacking else "in part" if odd[name] else "yes"
@@ -46,17 +44,10 @@ def table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def _odd(name: str, root: Path) -> str:
-    try:
-        return datasets.deviation(name, root)
-    except ValueError as error:
-        return str(error).removeprefix(f"{name}: ").partition("; `")[0]
-
-
 def fetch(name: str, root: Path) -> None:
     """Download one data set into `root`, in its official layout; do nothing if it is there.
 
-    Archives are checked by MD5 where the publisher gave one, and by count where a mirror did not.
+    torchvision checks archives by MD5, `hub.fetch` numbers of pictures and names of classes.
     ImageNet is only unpacked, from the user's own archives.
     """
     root = Path(root).expanduser()
@@ -78,7 +69,7 @@ def fetch(name: str, root: Path) -> None:
         staging.mkdir(parents=True)
     except OSError as error:
         raise ValueError(f"{root} cannot be written to ({error}); --data names another") from error
-    get = {"Cars": _hub, "RESISC45": _resisc45, "SUN397": _hub}.get(name, _official)
+    get = hub.fetch if name in ("Cars", "RESISC45", "SUN397") else _official
     try:
         get(name, staging)
         for split in ("train", "test"):
@@ -88,10 +79,8 @@ def fetch(name: str, root: Path) -> None:
             f"fetching {name} failed ({type(error).__name__}: {error}); the same command goes on "
             f"from here. By hand: {DATA_SETS[name].by_hand}"
         ) from error
-    if get is _hub:
-        (root / "hub").mkdir(exist_ok=True)
-        os.rename(staging / "hub" / name, root / "hub" / name)
-    for top in [] if get is _hub else _tops(name):
+    for top in _tops(name) if get is _official else (f"hub/{name}",):
+        (root / top).parent.mkdir(exist_ok=True)
         os.rename(staging / top, root / top)
     shutil.rmtree(part)
 
@@ -112,32 +101,9 @@ def _official(name: str, staging: Path) -> None:
             path.unlink()
 
 
-def _hub(name: str, staging: Path) -> None:
-    hub.fetch(name, staging)
-
-
-def _resisc45(name: str, staging: Path) -> None:
-    """Take the archive and the lists of a mirror, checked by MD5."""
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
-
-    mirror, data = staging.with_name("hub"), DATA_SETS[name]
-    snapshot_download(**data.mirror, local_dir=mirror, allow_patterns=list(data.md5))
-    for file, expected in data.md5.items():
-        if (seen := calculate_md5(mirror / file)) != expected:
-            (mirror / file).unlink()  # or the next call would take it for downloaded
-            raise ValueError(f"{file} has MD5 {seen}, expected {expected}; removed it")
-    archive, *lists = data.md5
-    extract_archive(str(mirror / archive), str(staging))
-    for file in lists:
-        shutil.copy(mirror / file, staging / data.folder)
-
-
 def _unpack_imagenet(root: Path) -> None:
     """Unpack the user's archives beside themselves: this data set is never downloaded."""
     folder, tars = datasets.place_of("ImageNet", root), datasets.IMAGENET_TARS
-    if (kaggle := root / datasets.KAGGLE).is_dir():
-        _link_kaggle(kaggle, folder)
-        return
     if not any((folder / tar).is_file() for tar in tars.values()):
         raise ValueError(
             "ImageNet is never downloaded: its terms ask each user to agree in person, for "
@@ -152,16 +118,3 @@ def _unpack_imagenet(root: Path) -> None:
             imagenet.parse_devkit_archive(str(folder))
         getattr(imagenet, f"parse_{part}_archive")(str(folder), folder=staging.name)
         staging.rename(folder / part)
-
-
-def _link_kaggle(kaggle: Path, folder: Path) -> None:
-    """Lay links to Kaggle's pictures into class folders; its table says whose is whose."""
-    staging = folder / ".val.part"
-    shutil.rmtree(staging, ignore_errors=True)
-    with (kaggle.parents[2] / "LOC_val_solution.csv").open(encoding="utf-8", newline="") as table:
-        for row in csv.DictReader(table):
-            wnid, file = row["PredictionString"].split()[0], f"{row['ImageId']}.JPEG"
-            (staging / wnid).mkdir(parents=True, exist_ok=True)
-            (staging / wnid / file).symlink_to((kaggle / "val" / file).resolve())
-    (folder / "train").symlink_to((kaggle / "train").resolve())
-    staging.rename(folder / "val")

@@ -1,9 +1,8 @@
 """Pictures of the real data sets from their mirrors on the Hugging Face Hub, through `datasets`.
 
-`DATA=hub` draws what a run needs, `python -m experiment data --fetch NAME` a whole data set whose
-original is gone. Pictures are kept as the mirror encodes them, in `hub/NAME`, which
-`experiment.real.datasets` reads; `drawn.json` there names repository and commit. Labels are mapped
-by the names of the classes, never by their numbers.
+`DATA=hub` draws what a run needs, `--fetch NAME` a whole data set whose original is gone, into the
+folder `hub/NAME`: pictures as the mirror encodes them, and `drawn.json` with repository and commit.
+Labels are mapped by the names of the classes, never by their numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from experiment.real import datasets, facts
 from experiment.tasks import SPLITS
 
 ROOT = Path("hub")  # what DATA says
+_LOGIN = "accept its terms at https://huggingface.co/datasets/{}, then `.venv/bin/hf auth login`"
 
 
 def check(names: Iterable[str], root: Path) -> None:
@@ -34,7 +34,8 @@ def check(names: Iterable[str], root: Path) -> None:
 
     _library()
     if "ImageNet" in names and not (root / "hub/ImageNet").is_dir() and not get_token():
-        raise ValueError(f"ImageNet needs your own account: {_login('ImageNet')}")
+        page = facts.get("ImageNet").hub["path"]
+        raise ValueError(f"ImageNet needs your own account: {_LOGIN.format(page)}")
 
 
 def fetch(name: str, root: Path, accept: bool = False) -> None:
@@ -49,8 +50,8 @@ def open_split(
 ) -> datasets.Pictures:
     """Open one split of a mirror, drawn into `root/hub/NAME` where it is not there yet.
 
-    Of a sample of `images` every class has an equal share, as far as it goes round, drawn with seed
-    0. `accept` takes a mirror whose number of pictures is not the official one.
+    Of a sample of `images` every class has an equal share, drawn with seed 0. `accept` takes a
+    mirror whose number of pictures is not the official one.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
@@ -91,11 +92,11 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
         for index, picture, label in chosen:
             (staging / f"{index:07d}").write_bytes(picture)
             labels[f"{index:07d}"] = label
-    except (ValueError, KeyboardInterrupt):
-        raise
     except Exception as error:  # of the library and of two network clients
+        if str(error).startswith(f"{name}: "):  # our own, of the names
+            raise
         text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        login = f"; {_login(name)}" if name == "ImageNet" else ""
+        login = f"; {_LOGIN.format(path)}" if name == "ImageNet" else ""
         raise RuntimeError(
             f"{name}: {path} cannot be read from the Hub ({text}); the same command begins this "
             f"split again{login}"
@@ -109,11 +110,6 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
     about = {"repository": path, "revision": revision, "split": split, "labels": labels}
     (staging / "drawn.json").write_text(json.dumps(about, indent=0), encoding="utf-8")
     staging.rename(place)
-
-
-def _login(name: str) -> str:
-    page = f"https://huggingface.co/datasets/{facts.get(name).hub['path']}"
-    return f"accept its terms at {page}, then `.venv/bin/hf auth login`"
 
 
 def _library() -> Any:
@@ -138,13 +134,12 @@ def _revision(said: dict[str, Any], home: Path) -> str | None:
 
 def _numbers(name: str, path: str, feature: Any) -> list[int]:
     """Return our label of each of a mirror's labels, by the names of the classes."""
-    names: Sequence[str] = getattr(feature, "names", None) or []
     known: dict[str, list[int]] = {}
     for number, words in enumerate(_names(name)):
         for word in dict.fromkeys(map(_plain, words)):
             known.setdefault(word, []).append(number)
     found, unknown = [], []
-    for said in names:
+    for said in getattr(feature, "names", None) or []:
         word = _plain(said)
         # ImageNet has two cranes, which a mirror may call crane and crane2
         places = known.get(word) or known.get(word.rstrip("0123456789")) or []
@@ -153,10 +148,10 @@ def _numbers(name: str, path: str, feature: Any) -> list[int]:
     classes = facts.get(name).classes
     if unknown or len(set(found)) != classes:
         first = f"; unknown: {len(unknown)}, first {unknown[0]!r}" if unknown else ""
+        named = f"name {len(set(found) - {-1})} of {classes} classes{first}"
         raise ValueError(
-            f"{name}: the labels of {path} name {len(set(found) - {-1})} of {classes} "
-            f"classes{first}; labels are mapped by name, so that a mirror with others is refused: "
-            "give the official files with DATA=FOLDER"
+            f"{name}: the labels of {path} {named}; labels are mapped by name, so it is of "
+            "no use: DATA=FOLDER takes the official files"
         )
     return found
 
@@ -166,9 +161,7 @@ def _names(name: str) -> Iterable[tuple[str, ...]]:
     data = facts.get(name)
     if name != "ImageNet":
         return zip(data.classnames, data.folders, strict=True)
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo()
+    info = datasets.imagenet_info()
     return zip(info.label_names(), info.label_descriptions(), strict=True)
 
 
@@ -182,8 +175,7 @@ def _sample(
 ) -> Iterator[tuple[int, bytes, int]]:
     """Draw as many pictures of each class, seeded; in a shuffled mirror stop as soon as may be.
 
-    A patching task's validation pictures are a tenth of the training set, and train ones the rest;
-    a supported task is never trained on, so all training pictures are open to its validation.
+    A supported task is never trained on, so all training pictures are open to its validation.
     """
     data = facts.get(name)
     held = set(datasets.validation_indices(data.train)[1].tolist())

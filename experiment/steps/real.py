@@ -158,7 +158,7 @@ def head(run: Run, task: str) -> None:
     assert isinstance(run.profile.clip, str)
     described = results.read_json(run.images(task))
     if run.source == "hub":  # the public weights were trained against this head
-        described |= checkpoints.HUB_HEADS.get(task, {})
+        described |= facts.get(task).hub_head
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]

@@ -208,11 +208,13 @@ def test_data_is_noticed_when_its_pictures_change_and_only_then(run, tmp_path):
     for path in (forests.parent, folder / "cifar-10-batches-py/test_batch"):
         os.utime(path, (1, 1))
     assert noticed() == []  # touched, but the same pictures
+    pictures = sorted(forests.parent.rglob("*.jpg"))
     [picture, *_] = sorted(forests.iterdir())
     os.utime(picture, (1, 1))
     assert noticed() == []
     for change in (
-        lambda: [p.write_bytes(p.read_bytes()[:-1] + b"!") for p in forests.iterdir()],  # same size
+        lambda: [p.write_bytes(p.read_bytes() + b"\0") for p in pictures],
+        lambda: [p.write_bytes(p.read_bytes()[:-1] + b"\1") for p in pictures],  # of the same size
         lambda: shutil.copyfile(picture, forests / "Forest_11.jpg"),
         lambda: picture.unlink(),
     ):
