@@ -196,8 +196,8 @@ def pictures(name: str, folder: Path, content: _Content, labels: _Labels) -> Pic
 
 def _whole(name: str, root: Path, part: str) -> tuple[Path, _Content, _Labels]:
     """Read an official training or test set, and refuse labels that cannot be right."""
-    read = _drawn if _is_drawn(name, root) else _READERS[name]
-    folder, content, numbers = read(name, root, part)
+    drawn = root / "hub" / name / part if _is_drawn(name, root) else None
+    folder, content, numbers = read_drawn(drawn) if drawn else _READERS[name](name, root, part)
     labels, last = np.asarray(numbers, dtype=np.int64), DATA_SETS[name].classes - 1
     if len(labels) != len(content):
         raise _refusal(name, f"{len(content)} pictures but {len(labels)} labels in {folder}")
@@ -206,10 +206,6 @@ def _whole(name: str, root: Path, part: str) -> tuple[Path, _Content, _Labels]:
         first = f"picture {wrong[0]} has {labels[wrong[0]]}, in {folder}"
         raise _refusal(name, f"{len(wrong)} labels lie outside 0..{last}, first: {first}")
     return folder, content, labels
-
-
-def _drawn(name: str, root: Path, part: str) -> _Read:
-    return read_drawn(root / "hub" / name / part)
 
 
 def read_drawn(place: Path) -> tuple[Path, _Content, _Labels]:
@@ -271,9 +267,9 @@ def place_of(name: str, root: Path) -> Path:
     data = facts.get(name)
     if name == "ImageNet":
         own = ("train/n01440764", "val/n01440764", *IMAGENET_TARS.values())
-        places = (root / "imagenet", root / "ImageNet", root, root / KAGGLE)
+        places = [root / "imagenet", root / "ImageNet", root, root / KAGGLE]
         return next((p for p in places if any((p / o).exists() for o in own)), places[0])
-    places = tuple(root / folder for folder in (data.folder, *data.also))
+    places = [root / folder for folder in (data.folder, *data.also)]
     return next((place for place in places if (place / data.needs[0]).exists()), places[0])
 
 
