@@ -270,11 +270,11 @@ def place_of(name: str, root: Path) -> Path:
         places = [root / "imagenet", root / "ImageNet", root, root / KAGGLE]
         return next((p for p in places if any((p / o).exists() for o in own)), places[0])
     places = [root / folder for folder in (data.folder, *data.also)]
-    return next((place for place in places if (place / data.needs[0]).exists()), places[0])
+    return next((place for place in places if (place / data.needs[-1]).exists()), places[0])
 
 
 def _is_drawn(name: str, root: Path) -> bool:
-    official = place_of(name, root) / facts.get(name).needs[0]
+    official = place_of(name, root) / facts.get(name).needs[-1]
     return (root / "hub" / name).is_dir() and not official.exists()
 
 

@@ -169,24 +169,25 @@ def _plain(name: str) -> str:
 def _sample(
     name: str, split: str, rows: Iterable[tuple[int, bytes, int]], images: int, shuffled: bool
 ) -> Iterator[tuple[int, bytes, int]]:
-    """Draw as many pictures of each class, seeded; in a shuffled mirror stop as soon as may be.
+    """Draw twice each class's share, seeded, from which `pixels.choose` makes up for small classes.
 
-    A supported task is never trained on, so all training pictures are open to its validation.
+    A shuffled mirror is read until the shares are full, any other to its end. A supported task is
+    never trained on, so all training pictures are open to its validation.
     """
     data = facts.get(name)
     held = set(datasets.validation_indices(data.train)[1].tolist())
     divided = split != "test" and name not in SUPPORTED
-    most, draw = math.ceil(images / data.classes), random.Random(0)
+    share, draw = math.ceil(images / data.classes), random.Random(0)
     kept: dict[int, list[tuple[int, bytes, int]]] = {}
     seen = Counter[int]()
     for row in rows:
         if divided and (row[0] in held) != (split == "validation"):
             continue
         mine = kept.setdefault(row[2], [])
-        place = len(mine) if len(mine) < most else draw.randrange(seen[row[2]] + 1)
+        place = len(mine) if len(mine) < 2 * share else draw.randrange(seen[row[2]] + 1)
         seen[row[2]] += 1
-        if place < most:
+        if place < 2 * share:
             mine[place : place + 1] = [row]
-        if shuffled and sum(map(len, kept.values())) == images:
+        if shuffled and sum(min(len(own), share) for own in kept.values()) == images:
             break
     return iter(sorted(row for rows in kept.values() for row in rows))

@@ -266,7 +266,7 @@ def test_a_disk_without_the_room_and_a_lost_link_stop_the_run(run, data, tmp_pat
 def test_variants_make_runs_of_their_own(run, data, tmp_path):
     other = Run.of("paper", limit=6, variants="gtsrb-tracks, cifar100-spaces")
     assert other.name == "paper-limit6-cifar100-spaces-gtsrb-tracks"
-    with pytest.raises(ValueError, match="no 'tracks'; choose from gtsrb-tracks"):
+    with pytest.raises(ValueError, match="no 'tracks'; choose from cifar100-spaces"):
         Run.of("paper", variants="tracks")
     usual, other = (
         dataclasses.replace(run, root=tmp_path, variants=variants)
