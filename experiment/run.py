@@ -97,9 +97,14 @@ class Run:
             "limit": self.profile.limit,
             "weights": weights.metadata(self.zero_shot)["weights"],
             "finetuned": self.source,
-            **({"sample": self.profile.sample} if self.profile.sample else {}),
-            **({"choose_on": self.chosen_on} if self.chosen_on != "validation" else {}),
+            **self.unusual,
         }
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Return what sets the run apart from one on all images that chooses on validation ones."""
+        sample = {"sample": self.profile.sample} if self.profile.sample else {}
+        return sample | ({"choose_on": self.chosen_on} if self.choosing == "test" else {})
 
     @property
     def options(self) -> str:
