@@ -259,3 +259,19 @@ def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
     assert "10.0 images per second measured now" in said and "GB" in said
     cost.estimate(Run.of("paper", limit=4))
     assert capsys.readouterr().out == ""
+
+
+def test_finetuning_in_bfloat16_ends_as_accurate_as_in_float32(tiny):
+    split, ends = Session(tiny).split("MNIST", "train"), []
+    recipe = dataclasses.replace(tiny.profile.finetuning, steps=30)
+    head, pixels_of = Session(tiny).head("MNIST"), tiny.profile.pixels
+    for precision in (None, torch.bfloat16):
+        tower = Session(tiny).tower()
+        logits = clip.classifier(tower, head, pixels_of, precision)
+        list(training.finetune(tower, logits, split, recipe, seed=0))
+        assert {weight.dtype for weight in tower.state_dict().values()} == {torch.float32}
+        ends.append(Session(tiny).loss(tower, "MNIST", split).score())
+    start = Session(tiny).loss(Session(tiny).tower(), "MNIST", split).score()
+    error = math.sqrt(2 * ends[0].accuracy * (1 - ends[0].accuracy) / len(split.labels))
+    assert abs(ends[1].accuracy - ends[0].accuracy) <= 2 * error
+    assert max(end.loss for end in ends) < 0.8 * start.loss
