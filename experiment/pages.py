@@ -35,6 +35,12 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     if title:
         first = notebook.cells[0]
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
+    if run.unusual:
+        from experiment.report import how
+
+        notebook.cells[0].source += "\n\n" + "".join(
+            f"> **{said}.**\n" for said in how(run.unusual)
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     report = failures / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
@@ -121,7 +127,7 @@ def _announcement(run: Run) -> str:
         )
     from experiment.report import how  # imports matplotlib
 
-    said = "; ".join([run.profile.purpose, *how(run.choices)])
+    said = "; ".join([run.profile.purpose, *how(run.unusual)])
     return f"This is the book of the run {run.name}: {said}."
 
 

@@ -35,9 +35,10 @@ PROFILES = {
     "paper": "CLIP ViT-B/32 on the paper's own data sets",
 }
 CHOSEN_ON = {  # the images that alpha was chosen on
-    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged",
+    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged; "
+    "what pages call validation images are all test images",
     "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
-    "numbers are optimistic",
+    "numbers are optimistic; what pages call validation images are these",
 }
 
 

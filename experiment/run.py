@@ -103,10 +103,15 @@ class Run:
             "limit": self.profile.limit,
             "weights": weights.metadata(self.zero_shot)["weights"],
             "finetuned": self.source,
-            **({"sample": self.profile.sample} if self.profile.sample else {}),
-            **({"variants": self.variants} if self.variants else {}),
-            **({"choose_on": self.chosen_on} if self.chosen_on != "validation" else {}),
+            **self.unusual,
         }
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Return what sets the run apart from one on all images that chooses on validation ones."""
+        said = {"sample": self.profile.sample, "variants": self.variants}
+        said |= {"choose_on": self.chosen_on} if self.choosing == "test" else {}
+        return {name: value for name, value in said.items() if value}
 
     @property
     def options(self) -> str:

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -202,15 +204,30 @@ def test_a_sample_is_the_experiment_on_balanced_classes():
     assert pixels.choose(pictures, 6, balanced=True) == rows[:6]
 
 
-def test_pages_of_a_sample_say_so_and_carry_no_banner(tiny):
+def test_pages_of_a_sample_say_so_and_carry_no_banner(tiny, monkeypatch):
     record = results.read_pair(tiny.pair("CIFAR10", "MNIST"))
     record["run"] |= {"sample": 500, "profile": "paper", "weights": "openai"}
     for said in (report.answer([record], "So."), report.provenance_footer([record])):
         assert "a sample of 500 images a split" in said.data.replace("A sample", "a sample")
     assert not report.is_dry(record)
     run = Run.of("paper", sample=500)
-    stub = type("Stub", (), {"profile": run.profile, "name": run.name, "choices": record["run"]})
-    assert "a sample of 500 images a split" in pages._announcement(stub)
+    monkeypatch.setattr(Run, "choices", {"weights": "openai"})
+    assert "a sample of 500 images a split" in pages._announcement(run)
+
+
+def test_every_page_of_an_unusual_run_says_which_images_chose_alpha(tmp_path):
+    source = tmp_path / "note.md"
+    head = Path("notebooks/table1.md").read_text(encoding="utf-8").partition("# ")[0]
+    source.write_text(f"{head}# A note\n\nIt says something.\n", encoding="utf-8")
+    for run, lines in (
+        (Run.of("smoke", root=tmp_path), []),
+        (Run.of("paper", root=tmp_path, sample=9, choose_on="test"), ["a sample of 9", "α chosen"]),
+    ):
+        step("page")(run, source, tmp_path / "note.ipynb")
+        first = nbformat.read(tmp_path / "note.ipynb", as_version=4).cells[0].source
+        marks = [line for line in first.splitlines() if line.startswith("> **")]
+        assert len(marks) == len(lines)
+        assert all(said in line for said, line in zip(lines, marks, strict=True))
 
 
 def test_a_batch_in_parts_trains_to_the_same_weights(tiny):
@@ -242,3 +259,19 @@ def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
     assert "10.0 images per second measured now" in said and "GB" in said
     cost.estimate(Run.of("paper", limit=4))
     assert capsys.readouterr().out == ""
+
+
+def test_finetuning_in_bfloat16_ends_as_accurate_as_in_float32(tiny):
+    split, ends = Session(tiny).split("MNIST", "train"), []
+    recipe = dataclasses.replace(tiny.profile.finetuning, steps=30)
+    head, pixels_of = Session(tiny).head("MNIST"), tiny.profile.pixels
+    for precision in (None, torch.bfloat16):
+        tower = Session(tiny).tower()
+        logits = clip.classifier(tower, head, pixels_of, precision)
+        list(training.finetune(tower, logits, split, recipe, seed=0))
+        assert {weight.dtype for weight in tower.state_dict().values()} == {torch.float32}
+        ends.append(Session(tiny).loss(tower, "MNIST", split).score())
+    start = Session(tiny).loss(Session(tiny).tower(), "MNIST", split).score()
+    error = math.sqrt(2 * ends[0].accuracy * (1 - ends[0].accuracy) / len(split.labels))
+    assert abs(ends[1].accuracy - ends[0].accuracy) <= 2 * error
+    assert max(end.loss for end in ends) < 0.8 * start.loss
