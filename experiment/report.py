@@ -40,6 +40,10 @@ CHOSEN_ON = {  # the images that alpha was chosen on
     "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
     "numbers are optimistic; what pages call validation images are these",
 }
+VARIANTS = {  # other readings of the data sets
+    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
+    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
+}
 
 
 def use_style(image_format: str = "svg") -> None:
@@ -225,6 +229,7 @@ def how(run: Mapping[str, Any]) -> list[str]:
     """Return what sets a run apart from one on all images, with alpha chosen on validation ones."""
     sample, chosen = run.get("sample"), run.get("choose_on")
     said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
+    said += [text for name, text in VARIANTS.items() if name in run.get("variants", "")]
     return said + ([CHOSEN_ON[chosen]] if chosen else [])
 
 
