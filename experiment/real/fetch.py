@@ -30,12 +30,14 @@ def table(root: Path) -> str:
     odd = {name: datasets.deviation(name, root) for name in DATA_SETS if name not in lacking}
     rows = [("data set", "found", "lies in", "on disk", "how to get it")]
     for name, data in DATA_SETS.items():
-        found = "no" if name in lacking else "in part" if odd[name] else "yes"
-        rows.append((name, found, ", ".join(_tops(name)), data.size, data.how))
+        there = "no" if name in lacking else "in part" if odd[name] else "yes"
+        rows.append((name, there, ", ".join(_tops(name)), data.size, data.how))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     absent = "" if root.is_dir() else ", which does not exist"
-    lines += ["", f"{len(DATA_SETS) - len(lacking)} of {len(DATA_SETS)} found in {root}{absent}"]
+    some = f", {n} of them in part" if (n := len([*filter(None, odd.values())])) else ""
+    found = f"{len(DATA_SETS) - len(lacking)} of {len(DATA_SETS)} found{some}"
+    lines += ["", f"{found} in {root}{absent}"]
     if root.is_dir():
         lines += [f"- {reason.partition('; `')[0]}" for reason in lacking.values()]
         lines += [f"- {name}: {what}" for name, what in odd.items() if what]
