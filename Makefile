@@ -1,6 +1,8 @@
 # make book       the whole run, from training to the built book, in artifacts/
 #                 (CORES=2 PROFILE=micro SEED=0)
-#                 PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
+#                 PROFILE=paper: DATA=FOLDER or hub, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4,
+#                 IMAGES=500 (a sample), CHOOSE_ON=halves|test, ACCEPT=A,B (known deviations),
+#                 VARIANTS=gtsrb-tracks,cifar100-spaces
 # make plan       what `make book` would do now
 # make test       all tests, and every page of the reference run again by nbval
 # make reference  for maintainers: the committed results and pages, made again from a run
@@ -25,7 +27,8 @@ GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
 RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
   $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
   --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
-  finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
+  finetuned='$(FINETUNED)' weights='$(WEIGHTS)' sample='$(IMAGES)' choose_on='$(CHOOSE_ON)' accept='$(ACCEPT)' \
+  variants='$(VARIANTS)'
 
 THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
 

@@ -35,6 +35,12 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     if title:
         first = notebook.cells[0]
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
+    if run.unusual:
+        from experiment.report import how
+
+        notebook.cells[0].source += "\n\n" + "".join(
+            f"> **{said}.**\n" for said in how(run.unusual)
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     report = failures / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
@@ -120,7 +126,10 @@ def _announcement(run: Run) -> str:
             f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
             "It shows that every step works; no number in this book means anything."
         )
-    return f"This is the book of the run {run.name}: {run.profile.purpose}."
+    from experiment.report import how  # imports matplotlib
+
+    said = "; ".join([run.profile.purpose, *how(run.unusual)])
+    return f"This is the book of the run {run.name}: {said}."
 
 
 def reference(run: Run) -> None:

@@ -81,8 +81,9 @@ def _evaluate(
     above = folder.resolve().parents  # artifacts/RUN/results/RUN, or results/RUN for the reference
     root = above[3] if above[2].name == "artifacts" else results.ROOT
     tasks = ",".join([*said["supported"], *said["patching"]])
-    options = {"limit": said["limit"], "finetuned": said["finetuned"], "tasks": tasks}
-    run = Run.of(said["profile"], said["seed"], root, **options)
+    kept = ("limit", "finetuned", "sample", "choose_on", "variants")
+    options = {name: said[name] for name in kept if name in said}
+    run = Run.of(said["profile"], said["seed"], root, tasks=tasks, **options)
     session = Session(run)
     there = run.fine_tuned(patching).exists()
     if not there or session.key(patching) != store.key:
@@ -93,6 +94,6 @@ def _evaluate(
             f"{run.results}"
         )
     visual, path = session.tower(empty=True), session.path(patching)
-    losses = session.losses(visual, names, "validation")
+    losses = session.losses(visual, names, run.choosing)
     path.set_(visual, alpha)
     return [losses[name].evaluate() for name in names]
