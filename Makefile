@@ -24,8 +24,9 @@ MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") *
 GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
 RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
   $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
-  --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
-  finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
+  --config profile=$(PROFILE) seed=$(SEED) data=$(call quoted,$(DATA)) limit='$(LIMIT)' tasks='$(TASKS)' \
+  finetuned=$(call quoted,$(FINETUNED)) weights=$(call quoted,$(WEIGHTS))
+quoted = '$(subst ','\'',$(1))'
 
 THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
 
@@ -43,13 +44,13 @@ env: .venv/.ready
 	@touch $@
 
 book: env
-	@$(BIN)/snakemake book $(RUN)
+	@exec $(BIN)/snakemake book $(RUN)
 
 plan: env
-	@$(BIN)/snakemake book --dry-run $(RUN)
+	@exec $(BIN)/snakemake book --dry-run $(RUN)
 
 reference: env
-	@$(BIN)/snakemake reference $(RUN)
+	@exec $(BIN)/snakemake reference $(RUN)
 
 seeds: env
 	@for seed in $$(seq 0 $$(($(SEEDS) - 1))); do $(MAKE) --no-print-directory kept SEED=$$seed || exit 1; done
@@ -58,11 +59,11 @@ evidence: env $(if $(filter micro,$(PROFILE)),seeds)
 ifeq ($(PROFILE),micro)
 	@for profile in micro-true-captions micro-good-pictures micro-clean; do $(MAKE) --no-print-directory kept PROFILE=$$profile || exit 1; done
 else
-	@$(BIN)/snakemake evidence $(RUN) images=10000
+	@exec $(BIN)/snakemake evidence $(RUN) images=10000
 endif
 
 kept: env
-	@$(BIN)/snakemake $(if $(filter micro,$(PROFILE)),evidence,solved) $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
+	@exec $(BIN)/snakemake $(if $(filter micro,$(PROFILE)),evidence,solved) $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env

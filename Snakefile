@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from experiment.locks import claim_folder
+from experiment import locks
 from experiment.run import Run
 from experiment.sources import page, step
 
@@ -25,15 +25,18 @@ MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
 GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
-STEP = f"PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
+STEP = f"{locks.RUN}={os.getpid()} PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
 CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
 RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")
 RESULTS = f"-p results ../../results/{run.name}"  # from a page
 
 if workflow.is_main_process:  # not in the jobs that a cluster starts
-    lock = claim_folder(Path())
-    if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
+    lock = locks.claim_folder(Path())
+    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)}"
+    if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
+
+onstart: locks.end_steps_at_sigterm()
 
 IMAGES = [str(run.images(task)) for task in TASKS]
 HEADS = [str(run.head(task)) for task in TASKS]

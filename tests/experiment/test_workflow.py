@@ -69,7 +69,7 @@ def project(tmp_path_factory):
 
 
 def test_killed_run_goes_on_and_a_second_run_is_refused(project):
-    assert re.search(r"another run \(process \d+\) is going on in", project.refused)
+    assert re.search(r"another run \(process \d+ on \S+\) is going on in", project.refused)
     assert len(project.kept) > 5
     for file, time_ns in project.kept.items():
         assert file.stat().st_mtime_ns == time_ns, f"{file} was made again"
