@@ -9,6 +9,8 @@
 #                 PROFILE=paper: the truth and the other rules on the test images of that run
 # make zip        the committed book in one archive that needs no server and no network
 # make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
+# make gpu-check  whether this machine's GPU computes what a CPU does, how fast, and what the paper's
+#                 experiment will take on it: ten minutes, no data needed
 # make mutants    how many faults put into the library its tests find
 # make env        the environment in .venv, which all of these need
 # make lint       ruff and mypy
@@ -30,7 +32,7 @@ quoted = '$(subst ','\'',$(1))'
 
 THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
 
-.PHONY: book plan test reference seeds evidence kept zip bench mutants env lint clean
+.PHONY: book plan test reference seeds evidence kept zip bench gpu-check mutants env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -79,6 +81,9 @@ zip: env
 bench: env
 	GOMP_SPINCOUNT=3000 $(BIN)/python benchmarks/solving.py
 	$(BIN)/python benchmarks/throughput.py
+
+gpu-check: env
+	@$(BIN)/python benchmarks/gpu_check.py
 
 mutants: env
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run; $(BIN)/mutmut results
