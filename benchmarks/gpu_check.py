@@ -49,16 +49,15 @@ CUDA_ONLY = {  # file and function, and the check that reaches them
 
 
 class Verdict(NamedTuple):
-    """What one check found; `holds` is None where it could not be made."""
+    """What one check found."""
 
     check: str
-    holds: bool | None
+    holds: bool
     found: str
 
     def row(self, gpu: bool) -> str:
         """Return the line of the page."""
-        said = {True: "holds", False: "FAILS", None: "not checked"}[self.holds]
-        said = said if gpu else f"no GPU: not checked (the CPU: {said})"
+        said = ("holds" if self.holds else "FAILS") if gpu else "no GPU: not checked"
         return f"| {self.check} | {said} | {self.found} |"
 
 
@@ -153,7 +152,7 @@ def check_resumed(case: Case, device: torch.device) -> Iterator[Verdict]:
     )
     repeat, apart = (float((w - once).norm() / (once - start).norm()) for w in (again, resumed))
     yield Verdict("fine-tuning killed at step 5 of 6, resumed",
-                  apart <= max(2 * repeat, 1e-6) and repeat < 0.05 and steps == 2,
+                  apart <= max(2 * repeat, 1e-3) and repeat < 0.05 and steps == 2,
                   f"{steps} steps were left; weights apart by {apart:.1e} of the way they went, "
                   f"those of two runs without a kill by {repeat:.1e}")  # fmt: skip
 
@@ -187,8 +186,8 @@ def check_rates(case: Case, device: torch.device, bare: dict[str, float]) -> Ite
     rest = (steps - warm) * case.batch / machine.timed(lambda: list(run), kind)
     for what, rate in {"forward": scoring, "training": rest}.items():
         share = rate / bare[what]
-        yield Verdict(f"images per second, {what}", share >= 0.8, f"{rate:,.0f}, a bare loop "
-                      f"{bare[what]:,.0f}: {100 * share:.0f} %")  # fmt: skip
+        yield Verdict(f"images per second, {what}", share >= 0.8, f"{rate:,.1f}, a bare loop "
+                      f"{bare[what]:,.1f}: {100 * share:.0f} %")  # fmt: skip
     path = WeightPath(case.tower, {n: w + 1 for n, w in case.tower.state_dict().items()}).to(device)
     copied = torch.empty_like(path.start)
     calls = lambda: path.set_(visual, 0.3), lambda: copied.copy_(path.start)
@@ -209,6 +208,8 @@ def check_smoke(run: Run, device: torch.device) -> Iterator[Verdict]:
         yield Verdict("profile `smoke`", False, failed)
         return
     own, pixels = session.Session(run), run.profile.pixels
+    # the session is one of a CPU; a GPU's algorithms are not all deterministic
+    torch.use_deterministic_algorithms(device.type == "cpu")
 
     def case(task: str, split: str, visual: nn.Module) -> Case:
         return Case(visual, own.head(task), own.split(task, split), pixels, run.profile.batch_size)
@@ -238,7 +239,7 @@ def check_smoke(run: Run, device: torch.device) -> Iterator[Verdict]:
         right.append(scores.correct.astype(float))
     change = right[1] - right[0]
     mean, error = change.mean(), change.std(ddof=1) / len(change) ** 0.5
-    yield Verdict("fine-tuning in bfloat16", bool(abs(mean) <= 2 * error),
+    yield Verdict("fine-tuning in bfloat16", bool(abs(mean) <= 3 * error),
                   f"test accuracy of {task}: {right[0].mean():.3f} in float32, changed by "
                   f"{mean:+.3f} ± {error:.3f}")  # fmt: skip
 
@@ -290,7 +291,7 @@ def page(verdicts: list[Verdict], rates: dict[str, float], about: dict[str, Any]
     head = f"{good} of {len(verdicts)} checks hold." if gpu else "No GPU: not checked."
     rows = [v.row(gpu) for v in verdicts]
     times = ", ".join(f"{step} {h:,.1f}" for step, h in each.items())
-    speeds = ", ".join(f"{what} {rate:,.0f}" for what, rate in rates.items())
+    speeds = ", ".join(f"{what} {rate:,.1f}" for what, rate in rates.items())
     reached = [f"- `{file}`: {what}" for file, what in CUDA_ONLY.items()]
     return "\n".join([
         f"# {about['device']}", "", f"**{head}** torch {about['versions']['torch']}.", "",
@@ -329,7 +330,7 @@ def main() -> int:
     gpu, smoke = where.type == "cuda", Run.of("smoke", root=ROOT)
     session.use_threads(torch.get_num_threads(), where)
     case = random_case(*((2048, 128) if gpu else (16, 8)), tiny=options.quick)
-    few = case._replace(split=Split(*(column[:64] for column in case.split)))
+    few = random_case(64 if gpu else 16, case.batch, tiny=options.quick)
     options.folder.mkdir(parents=True, exist_ok=True)
     bare = fastest(options.folder, not gpu or options.quick, "gpu-check")
     checks: list[Callable[[], Iterator[Verdict]]] = [

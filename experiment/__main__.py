@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
     finally:
-        if status == 1 and needed and locks.end_run():
-            print(f"paintlib: no pair can be made without {command}: run ended", file=sys.stderr)
+        if status == 1 and needed:
+            locks.end_run(f"no pair can be made without {command} {' '.join(positional)}".strip())
     return status
 
 

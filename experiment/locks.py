@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -80,8 +81,9 @@ def end_with_run() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def end_run() -> bool:
-    """End the run that this step belongs to, with all its other steps; say if there is one."""
+def end_run(why: str) -> None:
+    """End the run that this step belongs to, if any, with all its other steps."""
     if run := int(os.environ.get(RUN, 0)):
+        print(f"paintlib: {why}, so the run ends", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this step ends by itself
         os.kill(run, signal.SIGTERM)
-    return bool(run)
