@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
     choices = {name: options.pop(name) for name in ("limit", "tasks", "finetuned")}
-    status, needed = 1, False
+    status, needed, what = 1, False, " ".join([command, *positional])
     try:
         locks.end_with_run()
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
@@ -65,12 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         status = 130
     except OSError as error:
         remedy = "mend that (room, rights), and the same command goes on from here"
-        print(f"paintlib: {command} {' '.join(positional)}: {error}; {remedy}", file=sys.stderr)
+        print(f"paintlib: {what}: {error}; {remedy}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
     finally:
         if status == 1 and needed:
-            locks.end_run(f"no pair can be made without {command} {' '.join(positional)}".strip())
+            locks.end_run(f"no pair can be made without {what}")
     return status
 
 

@@ -24,5 +24,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
         yield part
         part.chmod(mode)  # some writers keep what they write to themselves
         part.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk does not say where it is
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from project import ROOT
 
-from experiment import locks, weights
+from experiment import locks, results, weights
 from experiment.__main__ import main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -122,13 +122,19 @@ def test_run_is_told_to_end(start):
     assert run.wait(PATIENCE) == -signal.SIGTERM
 
 
-def test_full_disk_is_a_message_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+def save(file: Path) -> None:
+    weights.save(file, {"w": torch.zeros(1_000_000)})
+
+
+def write(file: Path) -> None:
+    results.write_json(file, {"w": "x" * 4_000_000})
+
+
+@pytest.mark.parametrize("writer", [save, write])
+def test_full_disk_is_a_message_and_leaves_nothing(writer, tmp_path, monkeypatch, capsys):
     """A limit on the size of files stands in for a disk without room."""
-    target = tmp_path / "w.safetensors"
-    monkeypatch.setattr(
-        "experiment.__main__.find",
-        lambda name: lambda run: weights.save(target, {"w": torch.zeros(1_000_000)}),
-    )
+    target = tmp_path / "whole.file"
+    monkeypatch.setattr("experiment.__main__.find", lambda name: lambda run: writer(target))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -136,7 +142,8 @@ def test_full_disk_is_a_message_and_leaves_nothing(tmp_path, monkeypatch, capsys
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = capsys.readouterr().err
-    assert "w.safetensors cannot be written" in said and "goes on from here" in said
+    assert said.startswith("paintlib: describe: ") and str(target) in said
+    assert "File too large" in said and said.endswith("the same command goes on from here\n")
     assert list(tmp_path.iterdir()) == []
 
 
