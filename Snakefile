@@ -24,7 +24,7 @@ JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kin
 SUMMARIES -= set() if JOINED else {"joint", "joint_again"}
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
-MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
+MEMORY = dict.fromkeys(("finetune", "baseline", "solve"), 3600) if REAL else {}
 GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"

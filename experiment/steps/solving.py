@@ -128,11 +128,12 @@ def measure_noise(session: Session, visual: nn.Module, path: WeightPath, patchin
     noise of one loss; that of their mean is never taken below the change of the mean itself.
     """
     path.set_(visual, MIDDLE)
-    tasks, size = (*session.run.profile.supported, patching), max(1, session.batch_size // 3)
     noise = {}
-    for task, loss in session.losses(visual, tasks, session.run.choosing, size).items():
+    for task in (*session.run.profile.supported, patching):
         stored, start = store.get(MIDDLE, task), store.get(0.0, task)
         assert stored and start  # solve has evaluated both
+        size = max(1, min(session.batch_size, len(stored.losses)) // 3)
+        loss = session.losses(visual, [task], session.run.choosing, size)[task]
         change = loss.evaluate().losses - stored.losses
         mean = max(abs(change.mean()), change.std() / math.sqrt(len(change)))
         noise[task] = float(mean / start.losses.mean())
@@ -297,6 +298,7 @@ def _take_baselines(
         tests[0.0, task] = Score(*json.loads(known["test"]))
         parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
         gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()})
+        del parts, tensors  # as large as the tower
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         similarity = metrics.gradient_similarity(displacement, gradient)
         slope = -similarity * norm * path.length  # <gradient, w_ft - w_zs>
