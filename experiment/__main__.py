@@ -40,8 +40,8 @@ COMMANDS = {
     "reference": ("pages", "make the committed results and pages from this run"),
     "data": ("real.fetch", "list the 13 real data sets, or fetch one"),
 }
-BEFORE_PAIRS = ("render", "caption", "pretrain", "decode", "zero_shot", "head", "finetune",
-                "baseline", "solve")  # fmt: skip
+BEFORE_PAIRS = ("render", "caption", "pretrain", "decode", "zero_shot", "head", "verify",
+                "finetune", "baseline", "solve")  # fmt: skip
 
 CHOICES = ("limit", "sample", "tasks", "finetuned", "choose_on", "accept", "variants")  # of a run
 
