@@ -26,6 +26,7 @@ MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") *
 GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
 RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
   $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
+  $(if $(GPUS)$(filter-out paper,$(PROFILE)),,--set-threads finetune=2 baseline=2 solve=2) \
   --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
   finetuned='$(FINETUNED)' weights='$(WEIGHTS)' sample='$(IMAGES)' choose_on='$(CHOOSE_ON)' accept='$(ACCEPT)' \
   variants='$(VARIANTS)'

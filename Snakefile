@@ -22,7 +22,7 @@ SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.pr
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
-MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
+MEMORY = dict.fromkeys(("finetune", "baseline", "solve"), 3600) if REAL else {}
 GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"

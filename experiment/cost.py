@@ -150,7 +150,7 @@ def images_per_second() -> float:
     from experiment.session import use_threads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    use_threads(1, device)
+    use_threads(2, device)
     tower = empty_image_tower(MODEL).to(device)
     images = torch.randn(32 if device.type == "cpu" else 128, 3, 224, 224, device=device)
     with torch.inference_mode():

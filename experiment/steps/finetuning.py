@@ -41,7 +41,7 @@ def finetune(run: Run, patching: str) -> None:
     images = session.identity(patching, "train")
     logits = clip.classifier(visual, head, run.profile.pixels, precision)
     identity = f"images {images} head {weights.digest({'head': head})} {precision}"
-    at_once = None if gpu or not run.profile.real else session.batch_size
+    at_once = None if gpu or not run.profile.real else session.batch_size // 2
     steps = training.finetune(visual, logits, split, recipe, seed=run.seed, identity=identity,
                               checkpoint=checkpoint, at_once=at_once)  # fmt: skip
     training.watch(steps, recipe.steps, f"fine-tune on {patching}")

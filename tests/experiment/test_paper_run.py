@@ -163,6 +163,7 @@ def test_given_checkpoints_replace_finetuning(run, data, tmp_path, monkeypatch):
         checkpoints, "hub_checkpoint", lambda task: tmp_path / f"{task}.safetensors"
     )
     step("decode")(hub, "SVHN", data)  # public weights need no train images
+    # nor validation images, which those weights have seen
     assert set(results.read_json(hub.images("SVHN"))["splits"]) == {"test"}
     step("finetune")(hub, "MNIST")
     assert torch.equal(weights.load(hub.fine_tuned("MNIST"))[0]["proj"], stored["proj"])
