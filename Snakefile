@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from shlex import quote
 
+from experiment import locks
 from experiment.__main__ import CHOICES
-from experiment.locks import claim_folder
 from experiment.run import Run
 from experiment.sources import page, step
 
@@ -26,15 +26,17 @@ MEMORY = dict.fromkeys(("finetune", "baseline", "solve"), 3600) if REAL else {}
 GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
-STEP = f"PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
+STEP = f"{locks.RUN}={os.getpid()} PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
 NAMED = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
 RUN = " ".join(f"--{name.replace('_', '-')} {quote(str(said))}" for name, said in NAMED.items() if said != "")
 
 if workflow.is_main_process:  # not in the jobs that a cluster starts
-    lock = claim_folder(Path())
-    check = f"{STEP} check {RUN} --data {quote(DATA)} && {STEP} estimate {RUN}"
+    lock = locks.claim_folder(Path())
+    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)} && {STEP} estimate {RUN}"
     if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
+
+onstart: locks.end_steps_at_sigterm()
 
 IMAGES, HEADS = ([str(file(task)) for task in TASKS] for file in (run.images, run.head))
 DESCRIBED = [f"{R}/run.json", f"{R}/pictures/tasks.json"]

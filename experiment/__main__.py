@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiment import locks
 from experiment.run import Run
 
 # torch takes seconds to import, so each command imports its own module: where it is, what it does
@@ -38,6 +39,8 @@ COMMANDS = {
     "reference": ("pages", "make the committed results and pages from this run"),
     "data": ("real.fetch", "list the 13 real data sets, or fetch one"),
 }
+BEFORE_PAIRS = ("render", "caption", "pretrain", "decode", "zero_shot", "head", "finetune",
+                "baseline", "solve")  # fmt: skip
 
 CHOICES = ("limit", "sample", "tasks", "finetuned", "choose_on", "accept", "variants")  # of a run
 
@@ -47,8 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
     choices = {name: options.pop(name) for name in CHOICES}
+    status, needed, what = 1, False, " ".join([command, *positional])
     try:
+        locks.end_with_run()
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
+        # the others go on without a patching task, but not without what all pairs need
+        needed = command in BEFORE_PAIRS and not set() < set(positional) < set(run.profile.patching)
         given = {name: value for name, value in options.items() if value is not None}
         call = find(command)
         try:
@@ -56,13 +63,19 @@ def main(arguments: list[str] | None = None) -> int:
         except TypeError as error:
             raise ValueError(f"{command}: {error}; {COMMANDS[command][1]}") from error
         call(run, *positional, **given)
+        status = 0
     except KeyboardInterrupt:
         print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        status = 130
+    except OSError as error:
+        remedy = "mend that (room, rights), and the same command goes on from here"
+        print(f"paintlib: {what}: {error}; {remedy}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
-        return 1
-    return 0
+    finally:
+        if status == 1 and needed:
+            locks.end_run(f"no pair can be made without {what}")
+    return status
 
 
 def find(command: str) -> Callable[..., Any]:

@@ -46,14 +46,20 @@ def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
     results.write_json(run.images(task), content)
 
 
-def check(run: Run, data: Path = DATA) -> None:
+def check(run: Run, data: Path = DATA, weights: str = "") -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
     depends. One that was taken away since it was decoded is not missed. All data sets that are
     missing are named in a ValueError, and so are those whose numbers of pictures are not the
-    official ones, fine-tuned weights, and a disk without the room.
+    official ones, fine-tuned weights, a file of `weights`, and a disk without the room.
     """
+    if weights not in ("", "openai", "random") and not Path(weights).is_file():
+        import open_clip
+
+        tags = open_clip.list_pretrained_tags_by_model(run.profile.clip)
+        if weights not in tags:
+            raise ValueError(f"WEIGHTS={weights} is no file, and none of {', '.join(tags)}")
     tasks, there = run.profile.tasks, [] if data == hub.ROOT else list(run.profile.tasks)
     wanted = [task for task in there if not run.images(task).exists()]
     if missing := datasets.missing(wanted, data):

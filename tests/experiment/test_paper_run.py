@@ -310,6 +310,16 @@ def test_missing_weights_are_all_named(run, tmp_path):
     assert set(named) == set(PATCHING) - {"DTD"}
 
 
+def test_weights_that_do_not_exist_are_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--profile", "paper", "--weights", "/nofile"]) == 1
+    assert "WEIGHTS=/nofile is no file, and none of openai, " in capsys.readouterr().err
+    for known in ("openai", "laion400m_e32", str(tmp_path / "w.pt")):  # goes on to the data sets
+        (tmp_path / "w.pt").touch()
+        assert main(["check", "--profile", "paper", "--weights", known]) == 1
+        assert "data sets are not in" in capsys.readouterr().err
+
+
 def test_missing_data_sets_are_all_named_before_anything_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trees.write(tmp_path / "data", names=["CIFAR10", "MNIST"])
