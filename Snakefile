@@ -37,7 +37,6 @@ if workflow.is_main_process:  # not in the jobs that a cluster starts
     check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)} && {STEP} estimate {RUN}"
     if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
-
 onstart: locks.end_steps_at_sigterm()
 
 IMAGES, HEADS = ([str(file(task)) for task in TASKS] for file in (run.images, run.head))
