@@ -25,7 +25,6 @@ Chooser = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 WRAPPERS = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, compile, Lightning
 KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth",
          "*.ckpt")  # fmt: skip
-PLAIN = ("model.safetensors", "pytorch_model.bin")  # what a folder's file is called beside others
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
          torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
@@ -35,12 +34,10 @@ FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.we
 def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, of a file as memory mapped where it can be.
 
-    Args:
-        source: a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
-            a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with
-            one of these, or the id of a repository on the Hub, `owner/name` or `owner/name@tag`.
-        entry: which dict is meant, where there are several or one of averaged weights (EMA);
-            `a.b` is `b` inside `a`.
+    A source is a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
+    a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with one of
+    these, or an id of the Hub, `owner/name` or `owner/name@tag`. Where there are several, or one
+    of averaged weights (EMA), `entry` names the dict that is meant; `a.b` is `b` inside `a`.
 
     Raises:
         ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
@@ -52,9 +49,7 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _state(source, entry, "the dict")
     path = locate(source)
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    return _read_file(path, entry)
+    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path, entry)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -66,7 +61,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
         return path
     for kind in KINDS:
         found = sorted(path.glob(kind))
-        found = [file for file in found if file.name in PLAIN] or found
+        plain = [f for f in found if f.name in ("model.safetensors", "pytorch_model.bin")]
+        found = plain or found
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise ValueError(f"{path} holds {len(found)} files of weights: {names}; name one")
@@ -77,8 +73,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 def _fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
-    suffixes = {kind.rpartition(".")[2] for kind in KINDS}
-    like_a_file = repository.rpartition(".")[2] in suffixes or Path(repository).parent.exists()
+    like_a_file = any(Path(name).match(kind) for kind in KINDS) or Path(name).parent.exists()
     if like_a_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
         raise FileNotFoundError(f"{name} is not there")
     try:
@@ -86,9 +81,10 @@ def _fetch(name: str) -> Path:
     except ImportError as error:
         said = f"{name!r} is no file here; as an id of the Hub it needs"
         raise ImportError(f"{said} `pip install huggingface_hub`") from error
-    for patterns in (["*.safetensors", "*.json"], ["*.bin", "*.json"]):
+    for kind in ("*.safetensors", "*.bin"):
+        patterns = [kind, "*.json"]
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
-        if any(Path(folder).glob(patterns[0])):
+        if any(Path(folder).glob(kind)):
             break
     return Path(folder)
 
@@ -157,7 +153,7 @@ def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     >>> strip({"module.model.a": torch.ones(1), "module.model.b": torch.ones(1)})[0]
     'module.model.'
     """
-    common = os.path.commonprefix([*tensors])
+    common = os.path.commonprefix([*tensors])  # noqa: RUF071
     prefix = common.removesuffix(WRAPPERS.sub("", common))
     return prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -166,18 +162,15 @@ def chooser(only: str | Sequence[str], except_: str | Sequence[str],
             sides: Sequence[Mapping[str, Tensor]]) -> Chooser:  # fmt: skip
     """Return what picks the tensors that fit one of `only`, if there is any, and none of `except_`.
 
-    A glob is matched with a name as it is, and with the name less the prefixes of wrappers.
-
-    Raises:
-        ValueError: a glob fits no name of `sides`.
+    A name is matched as it is, and without the prefixes of wrappers; each glob must fit in `sides`.
     """
     wanted, unwanted = ([p] if isinstance(p, str) else [*p] for p in (only, except_))
     names = {name for side in sides for name in side}
     for glob in wanted + unwanted:
         if not any(_fits(name, [glob]) for name in names):
             raise ValueError(f"no name fits {glob!r}; one is {min(names, default='')!r}")
-    return lambda tensors: {name: tensor for name, tensor in tensors.items()
-                            if _fits(name, wanted or "*") and not _fits(name, unwanted)}  # fmt: skip
+    return lambda tensors: {n: tensor for n, tensor in tensors.items()
+                            if _fits(n, wanted or "*") and not _fits(n, unwanted)}  # fmt: skip
 
 
 def _fits(name: str, globs: Sequence[str]) -> bool:
@@ -205,18 +198,15 @@ def _adapter(source: Source) -> Path | None:
     if isinstance(source, nn.Module | Mapping):
         return None
     path = locate(source)
-    there = path.name.startswith("adapter_") and (path.parent / "adapter_config.json").exists()
-    return path if there else None
+    named = path.name.startswith("adapter_")
+    return path if named and path.with_name("adapter_config.json").exists() else None
 
 
 def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
 
-    The scale s is lora_alpha / r, or lora_alpha / sqrt(r) with rslora. What the adapter holds as a
-    whole (`modules_to_save`, biases) replaces that of the base.
-
-    Raises:
-        ValueError: it is no plain LoRA, or a tensor of it has no place in the base.
+    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base. A
+    ValueError says that it is no plain LoRA, or that a tensor of it has no place in the base.
     """
     config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
     kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
@@ -241,12 +231,13 @@ def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{said}; is it the base that the adapter was trained on?")
         weight = old = found[homes[0]]
         if module:
-            factor = parts[f"{module}.lora_{FACTORS[kind]}"].float().flatten(1)
-            part = _scale(config, module, len(factor)) * part.float()
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            factor, part = parts[f"{module}.lora_{FACTORS[kind]}"].to(dtype), part.to(dtype)
             if kind != "B.bias":
-                part = part.flatten(1) @ factor
+                part = part.flatten(1) @ factor.flatten(1)
             if kind == "embedding_B" or (config.get("fan_in_fan_out") and kind == "B.weight"):
                 part = part.T
+            part = part * _scale(config, module, len(factor))
             old = weight.flatten(1) if weight.ndim > 2 else weight  # of a convolution
         if part.shape != old.shape:
             shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(old.shape)} of the base"
@@ -265,12 +256,9 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 def write(file: Path | str,
           tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Iterable[Tensor]]],
           metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """Write a safetensors file, atomically, with no more than a chunk of it in memory.
+    """Write a safetensors file, atomically, with no more than a piece of it in memory.
 
-    Args:
-        file: what is written or replaced.
-        tensors: by name the type, the shape, and the flat pieces in order and of that type.
-        metadata: strings by name, kept in the file's header.
+    `tensors` gives by name the type, the shape, and the flat pieces in order and of that type.
     """
     if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")

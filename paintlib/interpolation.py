@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ __all__ = ["WeightPath", "reestimate_batchnorm"]
 Weights = nn.Module | Mapping[str, Tensor]
 Names = str | Sequence[str]
 After = Callable[[nn.Module], object]
-# what `set_` writes: flat memory of the model and both ends of it; where all its tensors were
-Binding = tuple[list[tuple[Tensor, Tensor, Tensor]], dict[str, int]]
+Block = tuple[Tensor, Tensor, Tensor]  # both ends and a model's memory
 CHUNK = 2**22  # numbers that are worked on at a time: 32 MiB in float64
 
 
@@ -32,11 +31,9 @@ class WeightPath:
     end. Names of one memory (ties) count once.
 
     Args:
-        start: weights at alpha = 0 (zero-shot), a module or its state dict.
-        end: weights at alpha = 1 (fine-tuned), same names and shapes.
+        start, end: weights at alpha = 0 (zero-shot) and 1 (fine-tuned), modules or state dicts.
         only: globs of the names that are interpolated, as "encoder.*"; all by default.
-        except_: globs of names that are not (a head): both ends may differ there, or lack them,
-            and a model keeps what it has.
+        except_: globs of names that are not (a head): ends may differ there, a model keeps its own.
         after: called with the model after each `set_`, as to estimate BatchNorm anew.
 
     Raises:
@@ -46,9 +43,8 @@ class WeightPath:
 
     def __init__(self, start: Weights, end: Weights, *, only: Names = (), except_: Names = (),
                  after: After | None = None) -> None:  # fmt: skip
-        sides = [s.state_dict() if isinstance(s, nn.Module) else s for s in (start, end)]
-        self.after, self._chosen = after, checkpoints.chooser(only, except_, sides)
-        self._begin([self._chosen(side) for side in sides])
+        sides = [dict(s.state_dict() if isinstance(s, nn.Module) else s) for s in (start, end)]
+        self._begin(sides, checkpoints.chooser(only, except_, sides), after)
 
     @classmethod
     def load(cls, start: checkpoints.Source, end: checkpoints.Source, *,
@@ -60,18 +56,10 @@ class WeightPath:
 
         A side is what `paintlib.checkpoints.read` takes, or a LoRA adapter's folder as PEFT saves
         it. From a base to its adapter, alpha scales the update B A, as `rescale_adapter_scale` of
-        PEFT does; of two adapters the updates are interpolated. The prefixes "module.",
-        "_orig_mod." and "model." go where all names of a side carry them; of a model in `set_` too.
-
-        Args:
-            start: weights at alpha = 0.
-            end: weights at alpha = 1.
-            base: what the adapters add to; the other side by default.
-            entry: the state dict that is meant, of both files or of each, where a file holds
-                several or averaged ones (EMA), as "model_ema".
-            only: as in `WeightPath`, with or without the prefixes.
-            except_: as `only`.
-            after: as in `WeightPath`.
+        PEFT does; of two adapters of one `base` the updates are interpolated. `entry` names the
+        state dict that is meant, of both files or of each, where a file holds several or averaged
+        ones ("model_ema"). The prefixes "module.", "_orig_mod." and "model." go where all names of
+        a side carry them; of a model in `set_` too. The rest is as in `WeightPath`.
 
         Raises:
             ValueError: as `WeightPath`, or a file is not what it should be.
@@ -80,57 +68,58 @@ class WeightPath:
         """
         path = cls.__new__(cls)
         entries = entry if isinstance(entry, tuple) else (entry, entry)
-        whole, root = checkpoints.read_pair((start, end), entries, base)
-        path.after, path._chosen = after, checkpoints.chooser(only, except_, whole)
-        stripped = [checkpoints.strip(path._chosen(side)) for side in whole]
-        prefix, sides = stripped[0][0], [side for _, side in stripped]
-        del whole, stripped  # so that a file's pages are dropped once its numbers are taken
-        path._begin(sides, prefix)
+        sides, root = checkpoints.read_pair((start, end), entries, base)
+        path._begin(sides, checkpoints.chooser(only, except_, sides), after, bare=True)
         # an adapter's update is float32, whatever its base is
         kinds = checkpoints.strip(path._chosen(root))[1]
         path._dtypes |= {name: kinds[name].dtype for name in path._dtypes if name in kinds}
         return path
 
-    def _begin(self, sides: list[dict[str, Tensor]], prefix: str = "") -> None:
-        """Take both ends from `sides`, which is empty afterwards."""
-        self._prefix, self._ties = prefix, _ties(*sides)
-        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in sides)
+    def _begin(self, sides: list[dict[str, Tensor]], chosen: checkpoints.Chooser,
+               after: After | None, *, bare: bool = False) -> None:  # fmt: skip
+        """Take both ends from `sides`, which is empty afterwards: a file's pages may go."""
+        self.after, self._chosen, self._prefix = after, chosen, ""
+        first, last = map(chosen, sides)
         sides.clear()
+        if bare:
+            (self._prefix, first), (_, last) = checkpoints.strip(first), checkpoints.strip(last)
+        self._ties = _ties(first, last)
+        first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in (first, last))
         _check_same_tensors(first, last)
-        if odd := [name for name in first if _is_quantised(first[name], last[name])]:
-            said = f"{len(odd)} tensors are quantised weights, first: {odd[0]!r}"
-            remedy = "interpolate the weights that they were made from"
-            raise ValueError(f"{said}, {first[odd[0]].dtype}; {remedy}")
+        if odd := [f"{n!r}, {t.dtype}" for n, t in first.items() if _is_quantised(t, last[n])]:
+            said = f"{len(odd)} tensors are quantised weights, first: {odd[0]}"
+            raise ValueError(f"{said}; interpolate the weights that they were made from")
         self._dtypes = {n: torch.promote_types(t.dtype, last[n].dtype) for n, t in first.items()}
         floats = [kind for kind in self._dtypes.values() if kind.is_floating_point]
         if not floats:
             raise ValueError("no floating point tensor on either side: nothing to interpolate")
         self.dtype = functools.reduce(torch.promote_types, floats, torch.float32)
-        self._shapes: dict[torch.dtype, dict[str, torch.Size]] = {}  # of what is in a flat vector
+        held: dict[torch.dtype, dict[str, torch.Size]] = {}  # in a flat vector each
         for name, kind in self._dtypes.items():
-            held = self.dtype if kind.is_floating_point and kind.itemsize > 2 else kind
-            self._shapes.setdefault(held, {})[name] = first[name].shape
+            wide = kind.is_floating_point and kind.itemsize > 2
+            held.setdefault(self.dtype if wide else kind, {})[name] = first[name].shape
         flats = []
         for side in (first, last):
-            flats.append([_join([side[n] for n in s], kind) for kind, s in self._shapes.items()])
+            flats.append([_join([side[n] for n in names], kind) for kind, names in held.items()])
             side.clear()
-        self._parts: list[tuple[Tensor, Tensor]] = list(zip(*flats, strict=True))
+        self._shapes, self._parts = list(held.values()), list(zip(*flats, strict=True))
         self.to(self._parts[0][0].device)
         for i, title in enumerate(("start", "end")):
             for name, ends in self._ends.items():
                 if not all(part.isfinite().all() for part in ends[i].view(-1).split(CHUNK)):
-                    said = f"the {title} weights are not finite, first in {name!r}"
-                    hint = "make them again: the file is damaged or the training diverged"
-                    raise ValueError(f"{said}; {hint}")
+                    said = f"the {title} weights are not finite, first in {name!r}; make them again"
+                    raise ValueError(f"{said}: the file is damaged or the training diverged")
 
     def to(self, device: torch.device | str) -> Self:
         """Move both ends to `device` in place and return the path."""
         self._parts = [(start.to(device), end.to(device)) for start, end in self._parts]
         self._ends: dict[str, tuple[Tensor, Tensor]] = {}
-        for shapes, part in zip(self._shapes.values(), self._parts, strict=True):
+        for shapes, part in zip(self._shapes, self._parts, strict=True):
             starts, ends = (_views(flat, shapes) for flat in part)
             self._ends |= {name: (starts[name], ends[name]) for name in shapes}
-        self._bound: weakref.WeakKeyDictionary[nn.Module, Binding] = weakref.WeakKeyDictionary()
+        # what `set_` writes of a model, and where its tensors were then
+        self._bound: weakref.WeakKeyDictionary[nn.Module, tuple[list[Block], dict[str, int]]]
+        self._bound = weakref.WeakKeyDictionary()
         return self
 
     @property
@@ -173,8 +162,8 @@ class WeightPath:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of a flat `vector` under the names and shapes of the checkpoints."""
-        floats = {n: s.shape for n, (s, _) in self._ends.items() if s.is_floating_point()}
-        views = _views(vector, floats)
+        pairs = self._ends.items()
+        views = _views(vector, {n: s.shape for n, (s, _) in pairs if s.is_floating_point()})
         return views | {name: views[home] for name, home in self._ties.items() if home in views}
 
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
@@ -189,20 +178,19 @@ class WeightPath:
     def set_(self, model: nn.Module, alpha: float) -> nn.Module:
         """Write w(alpha) into `model` in place and return it.
 
-        The first call re-points the model's small tensors to views of flat blocks, so that each
-        later call is a pass over few of them. Training flags and gradients are left alone. The
-        model is of the checkpoints' types, or of the path's. `after` is called at the end.
+        The first call re-points the model's small tensors to views of flat blocks: later calls pass
+        over few. Modes and gradients stay. The model is of the checkpoints' types or the path's.
 
         Raises:
             ValueError: `alpha` is not finite, or the model does not fit the path.
         """
         with torch.inference_mode(False), torch.no_grad():
             tensors = model.state_dict(keep_vars=True)
-            bound = self._bound.get(model)
-            if bound is None or bound[1] != _pointers(tensors):
-                bound = self._bind(tensors), _pointers(tensors)
-                self._bound[model] = bound
-            for out, start, end in bound[0]:
+            blocks, pointers = self._bound.get(model, ([], None))
+            if pointers != _pointers(tensors):
+                blocks = self._bind(tensors)  # which moves tensors
+                self._bound[model] = blocks, _pointers(tensors)
+            for start, end, out in blocks:
                 self._write(out, start, end, alpha)
             if self.after is not None:
                 self.after(model)
@@ -212,15 +200,10 @@ class WeightPath:
              model: nn.Module | None = None) -> None:  # fmt: skip
         """Write w(alpha) as a safetensors file, whole at any time, in the names and types of start.
 
-        Of tied names the file holds one, and the others in its metadata, as
-        `safetensors.torch.save_model` does; `load_model` and `WeightPath.load` fill them in.
-
-        Args:
-            file: what is written or replaced.
-            alpha: the coefficient.
-            metadata: strings by name for the file's header.
-            model: is set to alpha and gives the values, with what the path leaves to it (`except_`)
-                and what `after` makes of it. Without, the file holds what is on the path alone.
+        Of tied names the file holds one, and the others in its `metadata` (strings by name), as
+        `safetensors.torch.save_model` does; `load_model` and `WeightPath.load` fill them in. A
+        `model` is set to alpha and gives the values, what `after` makes of them, and what the path
+        leaves to it (`except_`); without, the file holds what is on the path alone.
 
         Raises:
             ValueError: as `set_`; a value of `metadata` is no string; or `after` lacks its model.
@@ -266,48 +249,44 @@ class WeightPath:
         prefix, _ = checkpoints.strip(self._chosen(state))
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
-    def _bind(self, state: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _bind(self, state: Mapping[str, Tensor]) -> list[Block]:
         tensors = self._named(state)
-        ours = [(self._ties.get(name, name), tensor) for name, tensor in tensors.items()]
-        ours = [(home, tensor) for home, tensor in ours if home in self._ends]
         homes: dict[object, str] = {}  # of memory
-        for home, tensor in ours:
-            first = homes.setdefault(_memory(tensor), home)
-            if first != home and not all(map(torch.equal, self._ends[first], self._ends[home])):
-                said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
-                raise ValueError(f"{said} checkpoints; untie them in the model")
+        theirs: dict[str, Tensor] = {}
+        targets: dict[str, dict[int, Tensor]] = {name: {} for name in self._ends}
+        for name, tensor in tensors.items():
+            if (home := self._ties.get(name, name)) in self._ends:
+                first = homes.setdefault(_memory(tensor), home)
+                if first != home and not all(map(torch.equal, self._ends[first], self._ends[home])):
+                    said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
+                    raise ValueError(f"{said} checkpoints; untie them in the model")
+                theirs[home] = targets[first][id(tensor)] = tensor
         others = {name: t for name, t in tensors.items() if _memory(t) not in homes}
-        theirs = self._chosen(others) | dict(ours)
-        _check_same_tensors({name: start for name, (start, _) in self._ends.items()}, theirs)
-        order = {name: i for i, name in enumerate(self._ends)}
-        once = {id(tensor): (home, tensor) for home, tensor in ours}.values()
-        runs: list[list[tuple[str, Tensor]]] = []
-        for home, tensor in sorted(once, key=lambda target: order[target[0]]):
-            start = self._ends[home][0]
-            fits = tensor.dtype in (self.dtype, self._dtypes[home])
-            if start.is_floating_point() and not (fits and tensor.device == start.device):
-                sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
-                remedy = "convert one of them (model.float(), path.to(device))"
-                raise ValueError(f"{home!r} of the model is {sides} on {start.device}; {remedy}")
-            last, before = runs[-1][-1] if runs else (home, tensor)
-            near = order[home] == order[last] + 1 and start.dtype == self._ends[last][0].dtype
-            size = tensor.numel() + sum(t.numel() for _, t in runs[-1]) if near else 0
-            if near and tensor.dtype == before.dtype and size <= CHUNK:
-                runs[-1].append((home, tensor))
-            else:
-                runs.append([(home, tensor)])
-        return [_block([t for _, t in run], *self._ends[run[0][0]]) for run in runs]
+        ours = {name: start for name, (start, _) in self._ends.items()}
+        _check_same_tensors(ours, theirs | self._chosen(others))
+        runs: list[list[Block]] = []
+        for name, (start, end) in self._ends.items():
+            for tensor in targets[name].values():
+                fits = tensor.dtype in (self.dtype, self._dtypes[name])
+                if start.is_floating_point() and not (fits and tensor.device == start.device):
+                    sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
+                    remedy = (
+                        f"on {start.device}; convert one of them (model.float(), path.to(device))"
+                    )
+                    raise ValueError(f"{name!r} of the model is {sides} {remedy}")
+                if not (runs and _follows(runs[-1], start, tensor)):
+                    runs.append([])
+                runs[-1].append((start, end, tensor))
+        return [_block(run) for run in runs]
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
     """Set the running statistics of `model`'s BatchNorm layers to their averages over `batches`.
 
-    The statistics of interpolated weights are not the interpolated statistics. Each batch counts
-    the same; all other layers stay in evaluation mode or as they are, and no gradient is taken.
+    Each batch counts the same; all other layers stay in evaluation mode or as they are.
 
-    Args:
-        model: changed in place, but for its modes and momenta.
-        batches: of images `(n, ...)`, or of pairs of images and labels; a list or a DataLoader.
+    `batches` are of images `(n, ...)`, or of pairs of images and labels: a list or a DataLoader.
+    `model` is changed in place, but for its modes and momenta.
 
     Raises:
         ValueError: `batches` is empty.
@@ -324,8 +303,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[T
                     norm.momentum, norm.training = None, True  # None: the plain average
                 model(batch if isinstance(batch, Tensor) else batch[0])
     finally:
-        for norm, norm.training, norm.momentum in before:
-            pass
+        for norm, training, momentum in before:
+            norm.training, norm.momentum = training, momentum
     if norms and not count:
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 
@@ -355,19 +334,24 @@ def _pointers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def _block(tensors: list[Tensor], start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the flat memory of tensors, made one where they are several, and its ends.
+def _follows(run: list[Block], start: Tensor, tensor: Tensor) -> object:
+    (first, _, other), size = run[0], sum(part.numel() for part, _, _ in run)
+    alike = (start.dtype, tensor.dtype) == (first.dtype, other.dtype)
+    apart = start.storage_offset() - first.storage_offset()
+    return alike and apart == size <= CHUNK - start.numel()
 
-    Both ends are given from the first tensor on.
-    """
-    flat = tensors[0].detach()
-    if len(tensors) > 1 or not flat.is_contiguous() or flat.is_inference():
+
+def _block(run: list[Block]) -> Block:
+    """Return as one what follows upon each other; where it is several, the model's is moved."""
+    start, end, tensor = run[0]
+    flat = tensor.detach()
+    if len(run) > 1 or not flat.is_contiguous() or flat.is_inference():
+        tensors = [tensor for _, _, tensor in run]
         flat = _join(tensors, flat.dtype)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.data = part.view(tensor.shape)
-    size = (flat.numel(),)
-    return flat.view(-1), start.as_strided(size, (1,)), end.as_strided(size, (1,))
+    flat = flat.view(-1)
+    return start.as_strided(flat.shape, (1,)), end.as_strided(flat.shape, (1,)), flat
 
 
 def _memory(tensor: Tensor) -> object:
@@ -413,4 +397,4 @@ def _is_quantised(a: Tensor, b: Tensor) -> bool:
         return 1 in (a.itemsize, b.itemsize)
     # what counts, indexes or masks is int64 or bool, single, or the same at both ends
     other = a.dtype not in (torch.int64, torch.bool) and a.numel() > 1
-    return other and (a.dtype != b.dtype or not torch.equal(a, b))
+    return other and not (a.dtype == b.dtype and torch.equal(a, b))
