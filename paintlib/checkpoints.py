@@ -1,6 +1,7 @@
 """Checkpoints as they lie on disk: read in every common form, LoRA adapters merged, written."""
 
 import fnmatch
+import itertools
 import json
 import math
 import os
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 
 from paintlib.files import replacing
 
-__all__ = ["Globs", "locate", "merged", "read", "read_pair", "strip", "write"]
+__all__ = ["chooser", "locate", "merged", "read", "read_pair", "strip", "write"]
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+Chooser = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+WRAPPERS = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, compile, Lightning
 KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth",
          "*.ckpt")  # fmt: skip
-PLAIN = ("model.safetensors", "pytorch_model.bin")  # what a folder's file is called beside others
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
          torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
@@ -33,12 +34,10 @@ FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.we
 def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, of a file as memory mapped where it can be.
 
-    Args:
-        source: a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
-            a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with
-            one of these, or the id of a repository on the Hub, `owner/name` or `owner/name@tag`.
-        entry: which dict is meant, where there are several or one of averaged weights (EMA);
-            `a.b` is `b` inside `a`.
+    A source is a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
+    a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with one of
+    these, or an id of the Hub, `owner/name` or `owner/name@tag`. Where there are several, or one
+    of averaged weights (EMA), `entry` names the dict that is meant; `a.b` is `b` inside `a`.
 
     Raises:
         ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
@@ -50,9 +49,7 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _state(source, entry, "the dict")
     path = locate(source)
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    return _read_file(path, entry)
+    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path, entry)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -64,7 +61,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
         return path
     for kind in KINDS:
         found = sorted(path.glob(kind))
-        found = [file for file in found if file.name in PLAIN] or found
+        plain = [f for f in found if f.name in ("model.safetensors", "pytorch_model.bin")]
+        found = plain or found
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise ValueError(f"{path} holds {len(found)} files of weights: {names}; name one")
@@ -75,8 +73,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 def _fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
-    suffixes = {kind.rpartition(".")[2] for kind in KINDS}
-    like_a_file = repository.rpartition(".")[2] in suffixes or Path(repository).parent.exists()
+    like_a_file = any(Path(name).match(kind) for kind in KINDS) or Path(name).parent.exists()
     if like_a_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
         raise FileNotFoundError(f"{name} is not there")
     try:
@@ -84,9 +81,10 @@ def _fetch(name: str) -> Path:
     except ImportError as error:
         said = f"{name!r} is no file here; as an id of the Hub it needs"
         raise ImportError(f"{said} `pip install huggingface_hub`") from error
-    for patterns in (["*.safetensors", "*.json"], ["*.bin", "*.json"]):
+    for kind in ("*.safetensors", "*.bin"):
+        patterns = [kind, "*.json"]
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
-        if any(Path(folder).glob(patterns[0])):
+        if any(Path(folder).glob(kind)):
             break
     return Path(folder)
 
@@ -122,34 +120,31 @@ def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
 
 
 def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:
-    states = dict(_states(content)) if isinstance(content, Mapping) else {}
-    inner = [name for name in states if name]
+    states = _states(content) if isinstance(content, Mapping) else {}
     if not states:
         raise ValueError(f"{where} holds no state dict: no floating point tensor under a name")
-    if not inner:  # a plain state dict leaves nothing to choose
+    if "" in states:  # a plain state dict leaves nothing to choose
         return states[""]
-    if entry is not None and entry not in inner:
-        raise ValueError(f"{where} has no state dict {entry!r}; it has {', '.join(inner)}")
-    averaged = re.search(r"ema|swa|averag", inner[0], re.IGNORECASE)
-    if entry is None and (len(inner) > 1 or averaged):
-        what = f"{len(inner)} state dicts" if len(inner) > 1 else "averaged weights alone"
-        raise ValueError(f"{where} holds {what}: {', '.join(inner)}; choose by entry={inner[0]!r}")
-    return states[entry or inner[0]]
+    first, names = next(iter(states)), ", ".join(states)
+    if entry is not None and entry not in states:
+        raise ValueError(f"{where} has no state dict {entry!r}; it has {names}")
+    if entry is None and (len(states) > 1 or re.search("ema|swa|averag", first, re.IGNORECASE)):
+        what = f"{len(states)} state dicts" if len(states) > 1 else "averaged weights alone"
+        raise ValueError(f"{where} holds {what}: {names}; choose by entry={first!r}")
+    return states[entry or first]
 
 
-def _states(content: Mapping[Any, Any], name: str = "") -> Iterable[tuple[str, dict[str, Tensor]]]:
-    """Yield each dict of floating point tensors in `content`, but what is of an optimizer."""
-    tensors = {k: t for k, t in content.items() if isinstance(t, Tensor) and isinstance(k, str)}
-    inner = [
-        found
-        for key, value in content.items()
-        if isinstance(value, Mapping) and isinstance(key, str)
-        if not re.search("optim|sched|scaler", key, re.IGNORECASE)
-        for found in _states(value, f"{name}.{key}" if name else key)
-    ]
-    yield from inner
-    if not inner and any(tensor.is_floating_point() for tensor in tensors.values()):
-        yield name, tensors
+def _states(content: Mapping[Any, Any], name: str = "") -> dict[str, dict[str, Tensor]]:
+    """Return each dict of floating point tensors in `content`, but what is of an optimizer."""
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in named.items():
+        if isinstance(value, Mapping) and not re.search("optim|sched|scaler", key, re.IGNORECASE):
+            found |= _states(value, f"{name}.{key}" if name else key)
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if not found and any(tensor.is_floating_point() for tensor in tensors.values()):
+        found[name] = tensors
+    return found
 
 
 def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -158,55 +153,44 @@ def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     >>> strip({"module.model.a": torch.ones(1), "module.model.b": torch.ones(1)})[0]
     'module.model.'
     """
-    names = list(tensors)
-    prefix = ""
-    while found := [p for p in PREFIXES if names and all(n.startswith(prefix + p) for n in names)]:
-        prefix += found[0]
-    return prefix, {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+    common = os.path.commonprefix([*tensors])  # noqa: RUF071
+    prefix = common.removesuffix(WRAPPERS.sub("", common))
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-class Globs:
-    """Names that fit one of `only`, if there is any, and none of `except_`.
+def chooser(only: str | Sequence[str], except_: str | Sequence[str],
+            sides: Sequence[Mapping[str, Tensor]]) -> Chooser:  # fmt: skip
+    """Return what picks the tensors that fit one of `only`, if there is any, and none of `except_`.
 
-    A glob is matched with a name as it is, and with the name less the prefixes of wrappers.
+    A name is matched as it is, and without the prefixes of wrappers; each glob must fit in `sides`.
     """
-
-    def __init__(self, only: str | Sequence[str], except_: str | Sequence[str]) -> None:
-        self._only, self._except = ([p] if isinstance(p, str) else [*p] for p in (only, except_))
-
-    def chosen(self, *sides: Mapping[str, Tensor], strict: bool = False) -> list[dict[str, Tensor]]:
-        """Return what fits of each side; `strict` refuses a glob that fits nothing there."""
-        names = {name for side in sides for name in side}
-        for glob in [*self._only, *self._except] if strict else ():
-            if not any(_fits(name, glob) for name in names):
-                raise ValueError(f"no name fits {glob!r}; one is {min(names, default='')!r}")
-        return [{name: t for name, t in side.items() if self._fits(name)} for side in sides]
-
-    def _fits(self, name: str) -> bool:
-        wanted = not self._only or any(_fits(name, glob) for glob in self._only)
-        return wanted and not any(_fits(name, glob) for glob in self._except)
+    wanted, unwanted = ([p] if isinstance(p, str) else [*p] for p in (only, except_))
+    names = {name for side in sides for name in side}
+    for glob in wanted + unwanted:
+        if not any(_fits(name, [glob]) for name in names):
+            raise ValueError(f"no name fits {glob!r}; one is {min(names, default='')!r}")
+    return lambda tensors: {n: tensor for n, tensor in tensors.items()
+                            if _fits(n, wanted or "*") and not _fits(n, unwanted)}  # fmt: skip
 
 
-def _fits(name: str, glob: str) -> bool:
-    bare = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(bare, glob)
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    both = (name, WRAPPERS.sub("", name))
+    return any(fnmatch.fnmatchcase(n, glob) for glob in globs for n in both)
 
 
 def read_pair(
     sides: Sequence[Source], entries: Sequence[str | None], base: Source | None
-) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor] | None]:
-    """Return the tensors of two sides, adapters merged into their base; and the base, if any."""
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the tensors of two sides, adapters merged into their base; and the base, or {}."""
     files = [_adapter(side) for side in sides]
-    plain = [None if file else read(side, entry)
+    whole = [{} if file else read(side, entry)
              for file, side, entry in zip(files, sides, entries, strict=True)]  # fmt: skip
     if not any(files):
-        return [side for side in plain if side is not None], None
-    root = read(base) if base is not None else plain[0] or plain[1]
-    if root is None:
+        return whole, {}
+    if all(files) and base is None:
         raise ValueError(f"{files[0]} and {files[1]} are adapters; name what they add to by base=")
-    whole = (side if file is None else merged(root, file)
-             for file, side in zip(files, plain, strict=True))  # fmt: skip
-    return [side for side in whole if side is not None], root
+    root = whole[0] or whole[1] if base is None else read(base)
+    return [merged(root, f) if f else side for f, side in zip(files, whole, strict=True)], root
 
 
 def _adapter(source: Source) -> Path | None:
@@ -214,18 +198,15 @@ def _adapter(source: Source) -> Path | None:
     if isinstance(source, nn.Module | Mapping):
         return None
     path = locate(source)
-    there = path.name.startswith("adapter_") and (path.parent / "adapter_config.json").exists()
-    return path if there else None
+    named = path.name.startswith("adapter_")
+    return path if named and path.with_name("adapter_config.json").exists() else None
 
 
 def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
 
-    The scale s is lora_alpha / r, or lora_alpha / sqrt(r) with rslora. What the adapter holds as a
-    whole (`modules_to_save`, biases) replaces that of the base.
-
-    Raises:
-        ValueError: it is no plain LoRA, or a tensor of it has no place in the base.
+    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base. A
+    ValueError says that it is no plain LoRA, or that a tensor of it has no place in the base.
     """
     config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
     kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
@@ -248,20 +229,20 @@ def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
         if len(homes) != 1:
             said = f"{name!r} of {file} has {len(homes)} places in its base"
             raise ValueError(f"{said}; is it the base that the adapter was trained on?")
-        weight = found[homes[0]]
+        weight = old = found[homes[0]]
         if module:
             dtype = torch.promote_types(weight.dtype, torch.float32)
             factor, part = parts[f"{module}.lora_{FACTORS[kind]}"].to(dtype), part.to(dtype)
-            update = part if kind == "B.bias" else part.flatten(1) @ factor.flatten(1)
+            if kind != "B.bias":
+                part = part.flatten(1) @ factor.flatten(1)
             if kind == "embedding_B" or (config.get("fan_in_fan_out") and kind == "B.weight"):
-                update = update.T
-            scaled = update * _scale(config, module, len(factor))
-            if scaled.numel() == weight.numel() and scaled.ndim <= weight.ndim:
-                part = weight.to(dtype) + scaled.reshape(weight.shape)
-        if part.shape != weight.shape:
-            shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(weight.shape)} of the base"
+                part = part.T
+            part = part * _scale(config, module, len(factor))
+            old = weight.flatten(1) if weight.ndim > 2 else weight  # of a convolution
+        if part.shape != old.shape:
+            shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(old.shape)} of the base"
             raise ValueError(f"{name!r}: {shapes}; leave it out by except_, or merge it with PEFT")
-        found[homes[0]] = part
+        found[homes[0]] = (old + part).view(weight.shape) if module else part
     return found
 
 
@@ -272,30 +253,25 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def write(file: Path | str, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-          chunks: Callable[[str], Iterable[Tensor]],
+def write(file: Path | str,
+          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Iterable[Tensor]]],
           metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """Write a safetensors file, atomically, with no more than a chunk of it in memory.
+    """Write a safetensors file, atomically, with no more than a piece of it in memory.
 
-    Args:
-        file: what is written or replaced.
-        kinds: the type and shape of each tensor by name.
-        chunks: gives the flat pieces of a tensor, in order and of its type.
-        metadata: strings by name, kept in the file's header.
+    `tensors` gives by name the type, the shape, and the flat pieces in order and of that type.
     """
     if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
-    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # so all are aligned
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # all are aligned
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in order:
-        dtype, shape = kinds[name]
+        dtype, shape, _ = tensors[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": CODES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(file) as part, part.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            for chunk in chunks(name):
-                out.write(chunk.cpu().contiguous().view(torch.uint8).numpy().data)
+        for piece in itertools.chain.from_iterable(tensors[name][2] for name in order):
+            out.write(piece.cpu().contiguous().view(torch.uint8).numpy().data)
