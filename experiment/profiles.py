@@ -89,7 +89,12 @@ class Profile:
 
     @property
     def trios(self) -> list[tuple[str, str, str]]:
-        """Return the tasks of each joint page: one to keep, two to patch; none without two."""
+        """Return the tasks of each joint page: one to keep, two to patch; none without two.
+
+        Nor on real data sets, where the two maps would cost half of what all curves do.
+        """
+        if self.real:
+            return []
         few = [(self.supported[i % len(self.supported)], *self.patching[:2]) for i in range(2)]
         trios = [trio if {*trio} <= {*self.tasks} else few[i] for i, trio in enumerate(TRIOS)]
         return [(trio[0], trio[1], trio[2]) for trio in trios if len(trio) == 3]
