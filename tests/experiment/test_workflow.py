@@ -55,7 +55,7 @@ def project(tmp_path_factory):
             ["make", "book", "PROFILE=smoke"], cwd=folder, stdout=said, stderr=said,
             env={**os.environ, "PYTHONPATH": str(folder)},
         )  # fmt: skip
-    while not (done := list((folder / A / "fine_tuned").glob("*.safetensors"))):
+    while not (done := list((folder / A / "fine_tuned").glob("[!.]*.safetensors"))):
         assert run.poll() is None
         time.sleep(0.1)
     second = book(folder)
