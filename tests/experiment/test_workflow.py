@@ -54,7 +54,7 @@ def project(tmp_path_factory):
         ["make", "book", "PROFILE=smoke"], cwd=folder, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    while not (done := list((folder / A / "fine_tuned").glob("*.safetensors"))):
+    while not (done := list((folder / A / "fine_tuned").glob("[!.]*.safetensors"))):
         assert run.poll() is None
         time.sleep(0.1)
     second = book(folder)
