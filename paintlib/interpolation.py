@@ -117,14 +117,11 @@ class WeightPath:
         for shapes, part in zip(self._shapes, self._parts, strict=True):
             starts, ends = (_views(flat, shapes) for flat in part)
             self._ends |= {name: (starts[name], ends[name]) for name in shapes}
+        self._floats = [part for part in self._parts if part[0].is_floating_point()]
         # what `set_` writes of a model, and where its tensors were then
         self._bound: weakref.WeakKeyDictionary[nn.Module, tuple[list[Block], dict[str, int]]]
         self._bound = weakref.WeakKeyDictionary()
         return self
-
-    @property
-    def _floats(self) -> list[tuple[Tensor, Tensor]]:
-        return [part for part in self._parts if part[0].is_floating_point()]
 
     @property
     def start(self) -> Tensor:
@@ -236,9 +233,7 @@ class WeightPath:
             return out.copy_(end if alpha >= 0.5 else start)
         if start.dtype == out.dtype:  # of half precision too torch computes in float32, then rounds
             return torch.lerp(start, end, float(alpha), out=out)
-        size = max(CHUNK // 16, 1)  # the cache holds a few of these
-        pieces = (flat.split(size) for flat in (out, start, end))
-        for piece, a, b in zip(*pieces, strict=True):
+        for piece, a, b in _chunks(out, start, end, size=CHUNK // 16):  # the cache holds a few
             piece.copy_(torch.lerp(a.to(self.dtype), b.to(self.dtype), float(alpha)))
         return out
 
@@ -326,19 +321,19 @@ def _cat(flats: list[Tensor]) -> Tensor:
     return flats[0] if len(flats) == 1 else torch.cat(flats)  # which copies even one
 
 
-def _chunks(start: Tensor, end: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(start.split(CHUNK), end.split(CHUNK), strict=True)
+def _chunks(*flats: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(flat.split(size or CHUNK) for flat in flats), strict=True)
 
 
 def _pointers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def _follows(run: list[Block], start: Tensor, tensor: Tensor) -> object:
+def _follows(run: list[Block], start: Tensor, tensor: Tensor) -> bool:
     (first, _, other), size = run[0], sum(part.numel() for part, _, _ in run)
     alike = (start.dtype, tensor.dtype) == (first.dtype, other.dtype)
     apart = start.storage_offset() - first.storage_offset()
-    return alike and apart == size <= CHUNK - start.numel()
+    return alike and bool(apart == size <= CHUNK - start.numel())
 
 
 def _block(run: list[Block]) -> Block:
