@@ -1,6 +1,8 @@
 # make book       the whole run, from training to the built book, in artifacts/
 #                 (CORES=2 PROFILE=micro SEED=0)
-#                 PROFILE=paper: DATA=FOLDER, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4
+#                 PROFILE=paper: DATA=FOLDER or hub, and if wanted FINETUNED=hub TASKS=A,B WEIGHTS=FILE LIMIT=4,
+#                 IMAGES=500 (a sample), CHOOSE_ON=halves|test, ACCEPT=A,B (known deviations),
+#                 VARIANTS=gtsrb-tracks,cifar100-spaces
 # make plan       what `make book` would do now
 # make test       all tests, and every page of the reference run again by nbval
 # make reference  for maintainers: the committed results and pages, made again from a run
@@ -9,6 +11,8 @@
 #                 PROFILE=paper: the truth and the other rules on the test images of that run
 # make zip        the committed book in one archive that needs no server and no network
 # make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
+# make gpu-check  whether this machine's GPU computes what a CPU does, how fast, and what the paper's
+#                 experiment will take on it: ten minutes, no data needed
 # make mutants    how many faults put into the library its tests find
 # make env        the environment in .venv, which all of these need
 # make lint       ruff and mypy
@@ -24,12 +28,15 @@ MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") *
 GPUS = $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU))
 RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
   $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
-  --config profile=$(PROFILE) seed=$(SEED) data='$(DATA)' limit='$(LIMIT)' tasks='$(TASKS)' \
-  finetuned='$(FINETUNED)' weights='$(WEIGHTS)'
+  $(if $(GPUS)$(filter-out paper,$(PROFILE)),,--set-threads finetune=2 baseline=2 solve=2) \
+  --config profile=$(PROFILE) seed=$(SEED) data=$(call quoted,$(DATA)) limit='$(LIMIT)' tasks='$(TASKS)' \
+  finetuned=$(call quoted,$(FINETUNED)) weights=$(call quoted,$(WEIGHTS)) sample='$(IMAGES)' \
+  choose_on='$(CHOOSE_ON)' accept='$(ACCEPT)' variants='$(VARIANTS)'
+quoted = '$(subst ','\'',$(1))'
 
 THREADS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}  # of each test, since they run side by side
 
-.PHONY: book plan test reference seeds evidence kept zip bench mutants env lint clean
+.PHONY: book plan test reference seeds evidence kept zip bench gpu-check mutants env lint clean
 .DEFAULT_GOAL := book
 
 env: .venv/.ready
@@ -43,13 +50,13 @@ env: .venv/.ready
 	@touch $@
 
 book: env
-	@$(BIN)/snakemake book $(RUN)
+	@exec $(BIN)/snakemake book $(RUN)
 
 plan: env
-	@$(BIN)/snakemake book --dry-run $(RUN)
+	@exec $(BIN)/snakemake book --dry-run $(RUN)
 
 reference: env
-	@$(BIN)/snakemake reference $(RUN)
+	@exec $(BIN)/snakemake reference $(RUN)
 
 seeds: env
 	@for seed in $$(seq 0 $$(($(SEEDS) - 1))); do $(MAKE) --no-print-directory kept SEED=$$seed || exit 1; done
@@ -58,11 +65,11 @@ evidence: env $(if $(filter micro,$(PROFILE)),seeds)
 ifeq ($(PROFILE),micro)
 	@for profile in micro-true-captions micro-good-pictures micro-clean; do $(MAKE) --no-print-directory kept PROFILE=$$profile || exit 1; done
 else
-	@$(BIN)/snakemake evidence $(RUN) images=10000
+	@exec $(BIN)/snakemake evidence $(RUN) images=10000
 endif
 
 kept: env
-	@$(BIN)/snakemake $(if $(filter micro,$(PROFILE)),evidence,solved) $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
+	@exec $(BIN)/snakemake $(if $(filter micro,$(PROFILE)),evidence,solved) $(RUN) $(if $(filter micro0,$(PROFILE)$(SEED)),images=10000)
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env
@@ -78,6 +85,9 @@ zip: env
 bench: env
 	GOMP_SPINCOUNT=3000 $(BIN)/python benchmarks/solving.py
 	$(BIN)/python benchmarks/throughput.py
+
+gpu-check: env
+	@$(BIN)/python benchmarks/gpu_check.py
 
 mutants: env
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run; $(BIN)/mutmut results

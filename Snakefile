@@ -6,37 +6,40 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from experiment.locks import claim_folder
+from experiment import locks
+from experiment.__main__ import CHOICES
 from experiment.run import Run
 from experiment.sources import page, step
 
-SETTINGS = {name: str(config.get(name) or "") for name in "limit tasks finetuned".split()}
+SETTINGS = {name: str(config.get(name) or "") for name in CHOICES}
 FRESH = int(config.get("images") or 0)  # test images a task, for the evidence
 DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or "")
-run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)), limit=int(SETTINGS["limit"] or 0),
-             tasks=SETTINGS["tasks"], finetuned=SETTINGS["finetuned"])
+run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)),
+             **SETTINGS | {name: int(SETTINGS[name] or 0) for name in ("limit", "sample")})
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
+JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kind in ("json", "npz")]
+SUMMARIES -= set() if JOINED else {"joint", "joint_again"}
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
-MEMORY = {"finetune": 4000, "baseline": 4000, "solve": 6000} if REAL else {}
+MEMORY = dict.fromkeys(("finetune", "baseline", "solve"), 3600) if REAL else {}
 GPU, SMALL = int(REAL), 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
-STEP = f"PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
-CHOICES = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
-RUN = " ".join(f"--{name} {quote(str(value))}" for name, value in CHOICES.items() if value != "")
-RESULTS = f"-p results ../../results/{run.name}"  # from a page
+STEP = f"{locks.RUN}={os.getpid()} PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
+NAMED = {"profile": run.profile.name, "seed": run.seed, **SETTINGS}
+RUN = " ".join(f"--{name.replace('_', '-')} {quote(str(said))}" for name, said in NAMED.items() if said != "")
 
 if workflow.is_main_process:  # not in the jobs that a cluster starts
-    lock = claim_folder(Path())
-    if REAL and subprocess.run(f"{STEP} check {RUN} --data {quote(DATA)}", shell=True).returncode:
+    lock = locks.claim_folder(Path())
+    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)} && {STEP} estimate {RUN}"
+    if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
+onstart: locks.end_steps_at_sigterm()
 
-IMAGES = [str(run.images(task)) for task in TASKS]
-HEADS = [str(run.head(task)) for task in TASKS]
+IMAGES, HEADS = ([str(file(task)) for task in TASKS] for file in (run.images, run.head))
 DESCRIBED = [f"{R}/run.json", f"{R}/pictures/tasks.json"]
 SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
 SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
@@ -47,8 +50,7 @@ APART = {"_build", "pairs", "results", "__pycache__"}
 PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
 wildcard_constraints:
-    task="|".join(TASKS),
-    patching="|".join(PATCHING), summary="|".join(SUMMARIES),
+    task="|".join(TASKS), patching="|".join(PATCHING), summary="|".join(SUMMARIES),
 
 rule book:  # the pages too: Snakemake misses no file but those that are asked for
     input: index=SITE, pages=PAGES
@@ -82,6 +84,12 @@ if REAL:
         resources: gpu=GPU, mem_mb=SMALL
         shell: "{STEP} head {RUN} {wildcards.task}"
 
+    rule verify:  # accuracies, against published ones
+        input: step("verify"), f"{A}/{{kind}}/{{task}}.safetensors"
+        output: f"{A}/verified/{{kind}}/{{task}}.json"
+        resources: gpu=GPU, mem_mb=SMALL
+        shell: "{STEP} verify {RUN} {wildcards.kind} {wildcards.task}"
+
 else:
     rule render:
         input: step("render")
@@ -112,7 +120,7 @@ rule describe:
 rule finetune:
     input:
         step("finetune"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{patching}}.safetensors",
-        lambda w: [run.images(w.patching), *run.given(w.patching)],
+        lambda w: [run.images(w.patching), *run.given(w.patching), *run.verified("heads", w.patching)],
     output: f"{A}/fine_tuned/{{patching}}.safetensors"
     benchmark: f"{A}/benchmarks/finetune.{{patching}}.tsv"
     resources: gpu=GPU, mem_mb=MEMORY.get("finetune", SMALL)
@@ -121,7 +129,7 @@ rule finetune:
 rule baseline:
     input:
         step("baseline"), f"{A}/zero_shot.safetensors", [run.head(task) for task in SUPPORTED],
-        [run.images(task) for task in SUPPORTED],
+        [run.images(task) for task in SUPPORTED], run.verified("heads", *SUPPORTED),
     output: [run.baseline(task) for task in SUPPORTED]
     benchmark: f"{A}/benchmarks/baseline.tsv"
     priority: 1  # all paths wait for it
@@ -130,7 +138,7 @@ rule baseline:
 
 rule solve:
     input:
-        step("solve"), "experiment/pair.schema.json",
+        step("solve"), "experiment/pair.schema.json", lambda w: run.verified("fine_tuned", w.patching),
         f"{A}/fine_tuned/{{patching}}.safetensors", [run.baseline(task) for task in SUPPORTED],
     output:
         expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
@@ -152,12 +160,22 @@ rule pair:
 rule summary:
     input:
         lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
+        lambda w: JOINED if w.summary.startswith("joint") else [],
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
         lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else KEPT,
     output: f"{BOOK}/results/{{summary}}.ipynb"
     params: evidence=[file.stat().st_mtime for file in sorted(R.glob("evidence/*.json"))]  # of the run itself
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
-    shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} {RESULTS}"
+    shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} -p results ../../results/{run.name}"
+
+rule join:
+    input:
+        step("join"), f"{A}/zero_shot.safetensors", HEADS, IMAGES,
+        lambda w: [run.fine_tuned(task) for task in run.profile.trios[int(w.number)][1:]],
+    output: f"{R}/joint/{{number}}.json", f"{R}/joint/{{number}}.npz"
+    benchmark: f"{A}/benchmarks/join.{{number}}.tsv"
+    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    shell: "{STEP} join {RUN} {wildcards.number}"
 
 rule provenance:
     input: PAGES, SOLVED
@@ -165,9 +183,7 @@ rule provenance:
     shell: "{STEP} provenance {RUN}"
 
 rule measure:  # for the evidence
-    input:
-        step("measure"), f"{A}/fine_tuned/{{patching}}.safetensors",
-        HEADS, f"{R}/evaluations/{{patching}}.npz",
+    input: step("measure"), f"{A}/fine_tuned/{{patching}}.safetensors", HEADS, f"{R}/evaluations/{{patching}}.npz"
     output: f"{R}/evidence/{{patching}}.json"
     params: images=FRESH
     benchmark: f"{A}/benchmarks/measure.{{patching}}.tsv"

@@ -3,7 +3,8 @@
     python benchmarks/throughput.py [--quick] [--threads N] [--note TEXT]
 
 Images per second of CLIP ViT-B/32's image tower with random weights, forward and in training, on
-the GPU if there is one, and of decoding JPEG files on one core. Writes
+the GPU if there is one, and of decoding JPEG files on one core; and the bandwidth of writing a
+point of a path into a model beside that of copying an end there. Writes
 `results/bench/throughput-DEVICE.json`, which the page "Running the paper's experiment" reads.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import functools
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from torchvision.transforms import functional as V
 from tqdm import tqdm
 
 from experiment import cost, results
+from paintlib import WeightPath
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 100
 PICTURE = (500, 375)  # width and height of a typical photograph of ImageNet
 DECODED = 32  # pictures in one timed call
+LAYER = 4096  # width of the layers of the models whose weights are interpolated: 17 M numbers each
+SIZES = {"100 M": 6, "1 B": 60}  # layers of these
 
 
 def main() -> None:
@@ -59,6 +63,7 @@ def main() -> None:
         **machine.describe(kind, options.threads, options.note),
         "model": cost.MODEL,
         "images_per_second": rows,
+        "interpolation": _bandwidths(torch.device(kind), options.quick, repeats),
     }
     path = options.folder / f"throughput-{machine.slug(kind)}.json"
     results.write_json(path, record)
@@ -66,6 +71,11 @@ def main() -> None:
         print(
             f"{row['work']:8} {row['precision']:5} batch {row['batch']:4}: {row['median']:9.1f} "
             f"images/s ({row['low']:.1f} to {row['high']:.1f})"
+        )
+    for row in record["interpolation"]:
+        print(
+            f"set_ of {row['numbers']:>5} in {row['precision']}: {row['GB/s']['median']:.1f} GB/s, "
+            f"{row['ratio']['median']:.2f} of copy_"
         )
     print(f"written: {os.path.relpath(path)}")
 
@@ -94,6 +104,48 @@ def _cases(
                 what = {"work": work, "precision": name, "batch": batch}
                 cases.append((what, functools.partial(prepare, device, batch, dtype)))
     return cases
+
+
+def _bandwidths(device: torch.device, quick: bool, repeats: int) -> list[dict[str, Any]]:
+    """Time `set_` against a copy of an end; the ratio is that of the bytes moved in a second.
+
+    Interpolation reads two numbers and writes one, a copy reads one and writes one.
+    """
+    rows = []
+    for size, layers in list(SIZES.items())[: 1 if quick else None]:
+        for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items():
+            with torch.device("meta"):
+                shape = nn.Sequential(
+                    *(nn.Linear(LAYER, LAYER, dtype=dtype) for _ in range(layers))
+                )
+            model = shape.to_empty(device=device)
+            ends = [  # which take no memory
+                {
+                    key: torch.tensor(float(i), dtype=dtype, device=device).expand(tensor.shape)
+                    for key, tensor in model.state_dict().items()
+                }
+                for i in range(2)
+            ]
+            path = WeightPath(*ends)
+            alphas = iter(np.linspace(0.1, 0.9, repeats + 1).tolist())
+            rounds = machine.alternately(
+                [
+                    functools.partial(_interpolate, path, model, alphas),
+                    functools.partial(path.set_, model, 0.0),
+                ],
+                repeats,
+                device.type,
+            )
+            total = sum(p.numel() * p.element_size() for p in model.parameters())
+            row: dict[str, Any] = {"numbers": size, "precision": name}
+            row |= {"GB/s": machine.spread([3 * total / a / 1e9 for a, _ in rounds])}
+            rows.append(row | {"ratio": machine.spread([(3 / a) / (2 / b) for a, b in rounds])})
+            del model, path
+    return rows
+
+
+def _interpolate(path: WeightPath, model: nn.Module, alphas: Iterator[float]) -> None:
+    path.set_(model, next(alphas))
 
 
 def _tower(device: torch.device) -> nn.Module:

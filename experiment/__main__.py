@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiment import locks
 from experiment.run import Run
 
 # torch takes seconds to import, so each command imports its own module: where it is, what it does
@@ -18,12 +19,15 @@ COMMANDS = {
     "caption": ("twins.drawing", "draw the captioned images"),
     "pretrain": ("twins.small_clip", "pre-train CLIP"),
     "check": ("steps.real", "look for all data sets and weights before anything starts"),
+    "estimate": ("cost", "print what a run on real data sets takes, by a batch timed now"),
     "decode": ("steps.real", "TASK: decode a real data set into the cache"),
     "zero_shot": ("steps.real", "write the weights of a public CLIP"),
     "head": ("steps.real", "TASK: write a zero-shot head"),
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
+    "verify": ("steps.verifying", "heads|fine_tuned TASK: compare with published accuracies"),
     "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
+    "join": ("steps.joining", "NUMBER: search two patches of one trio of tasks at once"),
     "measure": ("evidence.measuring", "TASK: measure a path as the evidence needs it"),
     "resample": ("evidence.resampling", "TASK: search samples of the images whose truth is known"),
     "complete": ("steps.solving", "TASK: the same under every normalisation"),
@@ -36,15 +40,23 @@ COMMANDS = {
     "reference": ("pages", "make the committed results and pages from this run"),
     "data": ("real.fetch", "list the 13 real data sets, or fetch one"),
 }
+BEFORE_PAIRS = ("render", "caption", "pretrain", "decode", "zero_shot", "head", "verify",
+                "finetune", "baseline", "solve")  # fmt: skip
+
+CHOICES = ("limit", "sample", "tasks", "finetuned", "choose_on", "accept", "variants")  # of a run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
-    choices = {name: options.pop(name) for name in ("limit", "tasks", "finetuned")}
+    choices = {name: options.pop(name) for name in CHOICES}
+    status, needed, what = 1, False, " ".join([command, *positional])
     try:
+        locks.end_with_run()
         run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
+        # the others go on without a patching task, but not without what all pairs need
+        needed = command in BEFORE_PAIRS and not set() < set(positional) < set(run.profile.patching)
         given = {name: value for name, value in options.items() if value is not None}
         call = find(command)
         try:
@@ -52,13 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
         except TypeError as error:
             raise ValueError(f"{command}: {error}; {COMMANDS[command][1]}") from error
         call(run, *positional, **given)
+        status = 0
     except KeyboardInterrupt:
         print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        status = 130
+    except OSError as error:
+        remedy = "mend that (room, rights), and the same command goes on from here"
+        print(f"paintlib: {what}: {error}; {remedy}", file=sys.stderr)
     except (ValueError, RuntimeError) as error:
         print(f"paintlib: {error}", file=sys.stderr)
-        return 1
-    return 0
+    finally:
+        if status == 1 and needed:
+            locks.end_run(f"no pair can be made without {what}")
+    return status
 
 
 def find(command: str) -> Callable[..., Any]:
@@ -81,8 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="micro", help="smoke, micro (default) or paper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="paper: images a split, dry run")
+    parser.add_argument("--sample", type=int, default=0, help="paper: images a split, a sample")
     parser.add_argument("--tasks", default="", help="some of the profile's tasks: A,B,C")
     parser.add_argument("--finetuned", default="own", help="paper: own, hub or a folder")
+    parser.add_argument("--choose-on", default="", help="what alpha is chosen on: "
+                        "validation, halves or test")  # fmt: skip
+    parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
+    parser.add_argument("--variants", default="", help="paper: gtsrb-tracks, cifar100-spaces")
     parser.add_argument("--data", type=Path, help="the folder of the real data sets")
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")

@@ -3,14 +3,17 @@
 Rates that `benchmarks/throughput.py` measures turn counts into hours.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiment.profiles import ALPHAS, PROFILES
+from experiment.profiles import ALPHAS
 from experiment.real.facts import DATA_SETS
+from experiment.run import Run
 
-MODEL = str(PROFILES["paper"].clip)
-RECIPE = PROFILES["paper"].finetuning
+PAPER = Run.of("paper")
+MODEL = str(PAPER.profile.clip)
 CACHE_BYTES = 3 * 224 * 224  # of one decoded picture, uint8
 
 
@@ -66,31 +69,94 @@ def clip_flops() -> Flops:
     return Flops(image, prompt, training, *weights)
 
 
-def cached_pictures(supported: Sequence[str], patching: Sequence[str]) -> dict[str, int]:
+def size(run: Run, name: str, split: str) -> int:
+    """Return how many pictures of a split of a data set the run uses."""
+    data, most = DATA_SETS[name], run.profile.images(split)
+    whole = {"train": data.train - data.validation, "validation": data.validation,
+             "test": data.test}[split]  # fmt: skip
+    return min(most or whole, whole)
+
+
+def cached_pictures(supported: Sequence[str], patching: Sequence[str], run: Run = PAPER
+) -> dict[str, int]:  # fmt: skip
     """Return how many pictures of a data set are decoded; supported ones are never trained on."""
-    kept = {name: DATA_SETS[name].validation + DATA_SETS[name].test for name in supported}
-    return kept | {name: DATA_SETS[name].train + DATA_SETS[name].test for name in patching}
+    kept = {name: {run.choosing, "test"} for name in supported}
+    trained = {"train"} if run.source == "own" else set()
+    kept |= {name: trained | {run.choosing, "test"} for name in patching}
+    return {name: sum(size(run, name, split) for split in splits) for name, splits in kept.items()}
 
 
-def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float
-) -> dict[str, Work]:  # fmt: skip
-    """Count the work of each step of the profile `paper`.
+def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float,
+          run: Run = PAPER) -> dict[str, Work]:  # fmt: skip
+    """Count the work of each step of a run of the profile `paper`.
 
     A pair evaluates `fresh` alphas beyond its samples, and `answers` on test pictures, on average.
+    Halves of the test images are searched each for itself, beside all of them.
     """
-    kept = [DATA_SETS[name] for name in supported]
-    validation, test = sum(data.validation for data in kept), sum(data.test for data in kept)
+    chosen, test = (sum(size(run, name, s) for name in supported) for s in (run.choosing, "test"))
+    apart = run.choosing != "test"  # else test images are scored already
+    fresh *= 3 if run.chosen_on == "halves" else 1
     solving = 0.0
-    for own in (DATA_SETS[name] for name in patching):
-        solving += own.validation + own.test  # its own task at the zero-shot weights
-        solving += (len(ALPHAS) - 1) * (validation + own.validation) + test + own.test
-        solving += fresh * (validation + len(kept) * own.validation)
-        solving += answers * (test + len(kept) * own.test)
-    decoded = cached_pictures(supported, patching)
+    for name in patching:
+        own, own_test = size(run, name, run.choosing), size(run, name, "test")
+        solving += own + len(ALPHAS) * (chosen + own)  # the start, the curves and the noise
+        solving += fresh * (chosen + len(supported) * own)
+        solving += apart * (
+            own_test + test + own_test + answers * (test + len(supported) * own_test)
+        )
+    decoded, recipe = cached_pictures(supported, patching, run), run.profile.finetuning
+    trained = len(patching) * recipe.steps * recipe.batch_size if run.source == "own" else 0
+    looked = [min(size(run, name, "test"), 2000) for name in (*decoded, *patching)]
     return {
         "decode": Work(len(decoded), decoded=sum(decoded.values())),
         "head": Work(len(decoded), prompts=sum(DATA_SETS[name].prompts for name in decoded)),
-        "finetune": Work(len(patching), training=len(patching) * RECIPE.steps * RECIPE.batch_size),
-        "baseline": Work(1, forward=validation + test, training=validation),
+        "verify": Work(len(looked), forward=sum(looked)),
+        "finetune": Work(len(patching), training=trained),
+        "baseline": Work(1, forward=chosen + apart * test, training=chosen),
         "solve": Work(len(patching), forward=round(solving)),
     }
+
+
+def estimate(run: Run) -> None:
+    """Print what is to be computed and stored, and the hours by a batch that is timed now."""
+    profile = run.profile
+    pairs = [run.pair(s, p) for s in profile.supported for p in profile.patching]
+    if profile.limit or all(file.exists() for file in pairs):
+        return
+    # on average of the pairs of the profile micro
+    work = steps(profile.supported, profile.patching, fresh=3.6, answers=3.0, run=run)
+    per, rate = clip_flops(), images_per_second()
+    rates = {"forward": rate, "training": rate * per.image / per.training, "decode": math.inf}
+    hours = sum(step.hours(per, rates) for step in work.values())
+    forward, training = (sum(getattr(w, f) for w in work.values()) for f in ("forward", "training"))
+    pictures = sum(cached_pictures(profile.supported, profile.patching, run).values())
+    towers = per.parameters + len(profile.patching) * per.image_parameters
+    stored = pictures * CACHE_BYTES + 4 * towers
+    what = f"a sample of {profile.sample} images a split" if profile.sample else "all images"
+    print(
+        f"paintlib: {run.name}, {what}: {forward:,} forward passes of an image, {training:,} "
+        f"forward and backward; about {hours:,.1f} hours one job after the other at the "
+        f"{rate:.1f} images per second measured now, less with more CORES or GPUs; "
+        f"{stored / 1e9:.1f} GB of decoded images and weights",
+        flush=True,
+    )
+
+
+def images_per_second() -> float:
+    """Time a batch of the image tower, with random weights, as one step of a run scores it."""
+    import torch
+
+    from experiment.clip import empty_image_tower
+    from experiment.session import use_threads
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_threads(2, device)
+    tower = empty_image_tower(MODEL).to(device)
+    images = torch.randn(32 if device.type == "cpu" else 128, 3, 224, 224, device=device)
+    with torch.inference_mode():
+        for weight in tower.parameters():
+            weight.normal_(0, 0.02)
+        float(tower(images).sum())  # the first one also sets up
+        start = time.perf_counter()
+        float(tower(images).sum())
+    return len(images) / (time.perf_counter() - start)

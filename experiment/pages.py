@@ -35,6 +35,12 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     if title:
         first = notebook.cells[0]
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
+    if run.unusual:
+        from experiment.report import how
+
+        notebook.cells[0].source += "\n\n" + "".join(
+            f"> **{said}.**\n" for said in how(run.unusual)
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     report = failures / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
@@ -105,6 +111,7 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     for part in contents["parts"]:
         files = [chapter["file"] for chapter in part["chapters"]]
         kept = [f for f in files if not f.startswith("pairs/") or f[6:] in pairs]
+        kept = [f for f in kept if run.profile.trios or not f.startswith("results/joint")]
         part["chapters"] = [{"file": file} for file in kept]
         if run.profile.real:
             part["caption"] = part["caption"].replace("µ", "")
@@ -119,7 +126,10 @@ def _announcement(run: Run) -> str:
             f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
             "It shows that every step works; no number in this book means anything."
         )
-    return f"This is the book of the run {run.name}: {run.profile.purpose}."
+    from experiment.report import how  # imports matplotlib
+
+    said = "; ".join([run.profile.purpose, *how(run.unusual)])
+    return f"This is the book of the run {run.name}: {said}."
 
 
 def reference(run: Run) -> None:
@@ -127,7 +137,9 @@ def reference(run: Run) -> None:
     if run.name != "micro":
         raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
     kept, book = Path("results", run.name), Path("book")
-    copies = {run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions")}
+    copies = {
+        run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions", "joint")
+    }
     copies[run.folder / "complete"] = kept / "evaluations"
     copies |= {run.book / kind: book / kind for kind in ("pairs", "results")}
     for source, target in copies.items():

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,12 +50,21 @@ def standardise(images: Tensor, standard: Standard) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def choose(pictures: Pictures, limit: int | None) -> list[int]:
-    """Return which pictures of a split are used: all, or `limit` of them drawn with seed 0."""
+def choose(pictures: Pictures, limit: int | None, balanced: bool = False) -> list[int]:
+    """Return which pictures of a split are used: all, or `limit` of them drawn with seed 0.
+
+    With `balanced`, classes that have enough pictures differ by one picture at most.
+    """
     if limit is None or limit >= len(pictures):
         return list(range(len(pictures)))
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(len(pictures), generator=generator)[:limit].tolist()
+    order = torch.randperm(len(pictures), generator=generator)
+    if balanced:  # the first picture of each class in that order, then the second of each
+        labels, by_class = pictures.labels[order].sort(stable=True)
+        turn = torch.empty_like(by_class)
+        turn[by_class] = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
+        order = order[turn.argsort(stable=True)]
+    return order[:limit].tolist()
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,11 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
         pixels = V.pil_to_tensor(V.center_crop(resized, square))
         return pixels, torch.tensor(picture.size, dtype=torch.int32)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return the name of the cache: a digest of the pictures and of what is done to them."""
-        what = f"{self.pictures.identity} {self.fit} bicubic {self.size} {list(self.rows)}"
+        content = f"{self.pictures.identity} {self.pictures.digest(self.rows)}"
+        what = f"{content} {self.fit} bicubic {self.size} {list(self.rows)}"
         return hashlib.sha256(what.encode()).hexdigest()[:24]
 
     @property

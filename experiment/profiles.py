@@ -13,6 +13,9 @@ SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
 PATCHING = (
     "Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN", "FashionMNIST",
 )  # fmt: skip
+TRIOS = (("CIFAR10", "MNIST", "GTSRB"), ("STL10", "SVHN", "EuroSAT"))  # to keep, and two to patch
+MAP = tuple(i / 8 for i in range(9))  # of each coefficient, for the map of the loss
+EPOCHS = 76  # the most that PAINT's recipe takes, on DTD
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
 
 
@@ -76,12 +79,25 @@ class Profile:
     test: int | None = None
     batch_size: int = 100  # images per forward pass when scoring
     limit: int = 0  # images a split of a dry run; 0 for the experiment itself
+    sample: int = 0  # images a split of the experiment on a sample; 0 for all
     design: Mapping[str, float] = field(default_factory=dict)  # of the twins, where it is another
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Return the names of all tasks, supported ones first."""
         return self.supported + self.patching
+
+    @property
+    def trios(self) -> list[tuple[str, str, str]]:
+        """Return the tasks of each joint page: one to keep, two to patch; none without two.
+
+        Nor on real data sets, where the two maps would cost half of what all curves do.
+        """
+        if self.real:
+            return []
+        few = [(self.supported[i % len(self.supported)], *self.patching[:2]) for i in range(2)]
+        trios = [trio if {*trio} <= {*self.tasks} else few[i] for i, trio in enumerate(TRIOS)]
+        return [(trio[0], trio[1], trio[2]) for trio in trios if len(trio) == 3]
 
     @property
     def real(self) -> bool:
@@ -98,20 +114,28 @@ class Profile:
 
     def limited(self, images: int) -> Profile:
         """Return the dry run of this profile: few images a split, one template, few steps."""
+        return self._of(images, "limit", steps=images, warmup_steps=1)
+
+    def sampled(self, images: int) -> Profile:
+        """Return this profile on a class-balanced sample of so many images a split.
+
+        No training image is seen more often than in PAINT's longest fine-tuning.
+        """
+        steps = EPOCHS * images // min(self.finetuning.batch_size, images or 1)
+        return self._of(images, "sample", steps=steps, warmup_steps=steps // 10)
+
+    def _of(self, images: int, field: str, **most: int) -> Profile:
         if images < 0 or (images and not self.real):
             raise ValueError(
-                f"limit = {images}; it is a number of images a split, from 1, for the profile paper"
+                f"{field} = {images}; it is a number of images a split, from 1, for the profile "
+                "paper"
             )
         if not images:
             return self
-        few: dict[str, Any] = {
-            "steps": min(self.finetuning.steps, images),
-            "batch_size": min(self.finetuning.batch_size, images),
-            "warmup_steps": min(self.finetuning.warmup_steps, 1),
-        }
-        recipe = replace(self.finetuning, **few)
-        splits: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), images)
-        return replace(self, finetuning=recipe, limit=images, **splits)
+        few = {key: min(getattr(self.finetuning, key), n)
+               for key, n in (most | {"batch_size": images}).items()}  # fmt: skip
+        splits: dict[str, Any] = dict.fromkeys(("train", "validation", "test", field), images)
+        return replace(self, finetuning=replace(self.finetuning, **few), **splits)
 
     def only(self, tasks: Sequence[str]) -> Profile:
         """Return this profile restricted to some of its tasks; their roles stay."""

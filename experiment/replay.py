@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from experiment import results
+from experiment.profiles import ALPHAS
 from experiment.run import Run
+from paintlib.fits import log_spline
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
+
+TINY = 1e-9  # nats: below, a logarithm of a float32 loss says nothing
 
 
 def objective(
@@ -34,6 +41,37 @@ def objective(
     return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
 
 
+def between(folder: Path | str, pair: Mapping[str, Any],
+            weights: Sequence[float] | None = None) -> PairObjective:  # fmt: skip
+    """Return the objective of a pair's record at any alpha, without its weights.
+
+    Between the samples the loss of each image is interpolated, by the spline of its logarithm.
+    """
+    store = Store(results.find(folder) / "evaluations" / f"{pair['patching']}.npz", writable=False)
+    names, curves = (pair["supported"], pair["patching"]), {}
+    for name in names:
+        rows = [row.losses for a in ALPHAS if (row := store.get(a, name))]
+        curves[name] = log_spline(ALPHAS, np.maximum(rows, TINY))
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        losses = [curves[name](alpha) for name in missing]
+        return [ImageScores(row, np.zeros(len(row), bool)) for row in losses]
+
+    classes = [pair["curves"][role]["classes"] for role in ("supported", "patching")]
+    kind = pair["normalisation"]
+    return PairObjective.replay(None, names, classes, kind, evaluate=evaluate, weights=weights)
+
+
+def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:
+    """Return what is recorded of a trio's joint searches, and its objective where it is stored."""
+    folder = results.find(folder) / "joint"
+    said = results.read_json(folder / f"{number}.json")
+    store = Store(folder / f"{number}.npz", writable=False)
+    return said, PairObjective.replay(
+        store, said["tasks"], said["classes"], said["normalisation"], origin=(0.0, 0.0)
+    )
+
+
 def _evaluate(
     folder: Path, store: Store, patching: str, alpha: float, names: Sequence[str]
 ) -> list[ImageScores]:
@@ -43,8 +81,9 @@ def _evaluate(
     above = folder.resolve().parents  # artifacts/RUN/results/RUN, or results/RUN for the reference
     root = above[3] if above[2].name == "artifacts" else results.ROOT
     tasks = ",".join([*said["supported"], *said["patching"]])
-    options = {"limit": said["limit"], "finetuned": said["finetuned"], "tasks": tasks}
-    run = Run.of(said["profile"], said["seed"], root, **options)
+    kept = ("limit", "finetuned", "sample", "choose_on", "variants")
+    options = {name: said[name] for name in kept if name in said}
+    run = Run.of(said["profile"], said["seed"], root, tasks=tasks, **options)
     session = Session(run)
     there = run.fine_tuned(patching).exists()
     if not there or session.key(patching) != store.key:
@@ -55,6 +94,6 @@ def _evaluate(
             f"{run.results}"
         )
     visual, path = session.tower(empty=True), session.path(patching)
-    losses = session.losses(visual, names, "validation")
+    losses = session.losses(visual, names, run.choosing)
     path.set_(visual, alpha)
     return [losses[name].evaluate() for name in names]

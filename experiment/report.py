@@ -24,6 +24,10 @@ COLOURS = {  # Okabe and Ito's palette: told apart with any common colour blindn
 }  # fmt: skip
 ROLES = ("supported", "patching")
 SOLVERS = {"grid": "exhaustive search", "quintic": "quintic", "log_quintic": "log-quintic"}
+JOINT = {
+    "joint": "joint search", "coordinatewise": "one after the other", "shared": "one for both",
+    "average": "simple average", "zero_shot": "zero-shot",
+}  # fmt: skip
 MARKERS = {"grid": "s", "quintic": "o", "log_quintic": "D"}  # never colour alone
 AXES = {  # of a loss under each normalisation
     "zero_shot": "loss / zero-shot loss", "log_classes": "loss / ln(classes)",
@@ -33,6 +37,16 @@ PROFILES = {
     "smoke": "a test of the machinery on four tiny pairs; its numbers mean nothing",
     "micro": "small rendered twins of the data sets, so no number here is a number of the paper",
     "paper": "CLIP ViT-B/32 on the paper's own data sets",
+}
+CHOSEN_ON = {  # the images that alpha was chosen on
+    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged; "
+    "what pages call validation images are all test images",
+    "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
+    "numbers are optimistic; what pages call validation images are these",
+}
+VARIANTS = {  # other readings of the data sets
+    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
+    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
 }
 
 
@@ -100,6 +114,18 @@ def draw_curves(ax: mpl.axes.Axes, pair: Pair, kind: str | None = None) -> None:
                 label=f"{SOLVERS[solver]}: α = {alpha:.3f}")  # fmt: skip
     ax.set(xlabel="α (0 zero-shot, 1 fine-tuned)", ylabel=AXES[kind or pair["normalisation"]],
            xlim=(-0.02, 1.02))  # fmt: skip
+
+
+def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: ArrayLike) -> None:
+    """Draw the sum of all losses over two coefficients, `(n, n)`, and the points of each search."""
+    lines = ax.contourf(at, at, np.transpose(values), levels=20, cmap="cividis")
+    ax.figure.colorbar(lines, label="sum of the normalised losses")
+    visits, label = np.transpose(said["trace"]), "visits of the joint search"
+    ax.plot(*visits, ".", ms=8, color="white", mec="black", mew=0.6, label=label)
+    for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
+        ax.plot(*search["alpha"], marker, mec="white", ms=9, label=JOINT[name], clip_on=False)
+    ax.set(xlabel=f"α of {said['labels'][1]}", ylabel=f"α of {said['labels'][2]}")
+    ax.set_aspect("equal")
 
 
 def legend_below(ax: mpl.axes.Axes, columns: int = 2) -> None:
@@ -215,11 +241,20 @@ def is_dry(pair: Pair) -> bool:
     return bool(pair["run"]["limit"]) or pair["run"]["weights"] == "random"
 
 
+def how(run: Mapping[str, Any]) -> list[str]:
+    """Return what sets a run apart from one on all images, with alpha chosen on validation ones."""
+    sample, chosen = run.get("sample"), run.get("choose_on")
+    said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
+    said += [text for name, text in VARIANTS.items() if name in run.get("variants", "")]
+    return said + ([CHOSEN_ON[chosen]] if chosen else [])
+
+
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     """Return a page's answer, marked with the profile it is true for."""
     profile = _common(pair["run"]["profile"] for pair in pairs)
     dry = "a dry run on a few images or random weights, so no number here means anything; "
     what = (dry if any(map(is_dry, pairs)) else "") + PROFILES.get(profile, profile)
+    what = "; ".join([what, *how(pairs[0]["run"])])
     return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
 
 
@@ -235,12 +270,18 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     facts = {key: _common(pair["run"][key] for pair in pairs) for key in keys}
     facts["fine-tuned weights"] = facts.pop("finetuned")
     facts["normalisation"] = _common(pair["normalisation"] for pair in pairs)
+    facts |= {
+        key: _common(pair["run"].get(key, "–") for pair in pairs)
+        for key in ("sample", "choose_on", "variants")
+        if any(key in pair["run"] for pair in pairs)
+    }
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
     status = "Commit, versions and times are on the page [Status](../status.html)"
     what = "this pair" if len(pairs) == 1 else f"these {len(pairs)} pairs"
-    return Markdown(f"{warning}*The run behind {what}: {line}. {status}.*")
+    said = "".join(f" {text[0].upper()}{text[1:]}." for text in how(pairs[0]["run"]))
+    return Markdown(f"{warning}*The run behind {what}: {line}.{said} {status}.*")
 
 
 def _common(values: Iterable[object]) -> str:

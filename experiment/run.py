@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from experiment import weights
 from experiment.profiles import Profile, get
+
+CHOOSE_ON = ("validation", "halves", "test")
+VARIANTS = ("cifar100-spaces", "gtsrb-tracks")  # other readings of the data sets
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,28 @@ class Run:
     seed: int  # of the initial weights and the batches
     root: Path = Path()  # the folder of the project
     finetuned: str = "own"  # whose fine-tuned weights: own, hub (public ones), or a folder of them
+    choose_on: str = ""  # the images that alpha is chosen on: one of CHOOSE_ON, or the default
+    variants: str = ""  # of VARIANTS, "A,B" in their order
+    accept: tuple[str, ...] = ()  # tasks whose deviations are known and accepted
 
     @classmethod
     def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
-           tasks: str = "", finetuned: str = "own") -> Run:  # fmt: skip
-        """Return the run of a profile's name: a dry run with `limit`, some tasks with "A,B"."""
+           sample: int = 0, tasks: str = "", finetuned: str = "own", choose_on: str = "",
+           variants: str = "", accept: str = "") -> Run:  # fmt: skip
+        """Return the run of a profile's name: a dry run with `limit`, a sample with `sample`.
+
+        `tasks` are some of the profile's, "A,B", and so are those to `accept`.
+        """
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
+        if limit and sample:
+            raise ValueError(f"limit = {limit} and sample = {sample}; a dry run is no sample")
         finetuned = finetuned or "own"
-        chosen = get(profile).limited(limit)
+        chosen = get(profile).limited(limit).sampled(sample)
+        accepted = tuple(name.strip() for name in accept.split(",") if name.strip())
+        if unknown := sorted(set(accepted) - set(chosen.tasks)):
+            known = ", ".join(chosen.tasks)
+            raise ValueError(f"accept = {accept!r}: no task {unknown[0]!r}; choose from {known}")
         if tasks:
             chosen = chosen.only([name.strip() for name in tasks.split(",")])
         if finetuned != "own" and not chosen.real:
@@ -37,7 +54,28 @@ class Run:
                 f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
                 "public ones exist for the profile paper"
             )
-        return cls(chosen, seed, root, finetuned)
+        if choose_on and choose_on not in CHOOSE_ON:
+            raise ValueError(f"choose_on = {choose_on!r}; choose one of {', '.join(CHOOSE_ON)}")
+        if choose_on == "validation" and finetuned == "hub":
+            raise ValueError(
+                "the public fine-tuned weights were trained on the validation images too, so alpha "
+                "would come out too large; leave CHOOSE_ON out to choose on one half of the test "
+                "images and report on the other, or fine-tune yourself"
+            )
+        other = sorted({name.strip() for name in variants.split(",") if name.strip()})
+        if odd := [name for name in other if name not in VARIANTS]:
+            raise ValueError(f"variants: no {odd[0]!r}; choose from {', '.join(VARIANTS)}")
+        return cls(chosen, seed, root, finetuned, choose_on, ",".join(other), accepted)
+
+    @property
+    def chosen_on(self) -> str:
+        """Return the images that alpha is chosen on: by default some that no weights have seen."""
+        return self.choose_on or ("halves" if self.source == "hub" else "validation")
+
+    @property
+    def choosing(self) -> str:
+        """Return the split of the images that alpha is chosen on."""
+        return "validation" if self.chosen_on == "validation" else "test"
 
     @property
     def source(self) -> str:
@@ -50,6 +88,10 @@ class Run:
         parts = [self.profile.name]
         parts += [self.source] if self.source != "own" else []
         parts += [f"limit{self.profile.limit}"] if self.profile.limit else []
+        parts += [f"images{self.profile.sample}"] if self.profile.sample else []
+        parts += [self.variants.replace(",", "-")] if self.variants else []
+        usual = replace(self, choose_on="").chosen_on
+        parts += [f"on-{self.chosen_on}"] if self.chosen_on != usual else []
         return "-".join(parts + ([f"seed{self.seed}"] if self.seed else []))
 
     @property
@@ -61,7 +103,24 @@ class Run:
             "limit": self.profile.limit,
             "weights": weights.metadata(self.zero_shot)["weights"],
             "finetuned": self.source,
+            **self.unusual,
         }
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """Return what sets the run apart from one on all images that chooses on validation ones."""
+        said = {"sample": self.profile.sample, "variants": self.variants}
+        said |= {"choose_on": self.chosen_on} if self.choosing == "test" else {}
+        return {name: value for name, value in said.items() if value}
+
+    @property
+    def options(self) -> str:
+        """Return the options of `python -m experiment` that name this run."""
+        options = {"seed": self.seed, "limit": self.profile.limit, "sample": self.profile.sample,
+                   "choose-on": self.choose_on, "finetuned": self.finetuned,
+                   "variants": self.variants}  # fmt: skip
+        said = [f"--{name} {quote(str(value))}" for name, value in options.items() if value]
+        return " ".join([f"--profile {self.profile.name}", *said])
 
     @property
     def folder(self) -> Path:
@@ -111,6 +170,10 @@ class Run:
         files = [Path(self.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
         return [str(file) for file in files if file.is_file()][:1]
 
+    def verified(self, kind: str, *tasks: str) -> list[Path]:
+        """Return the files that say an accuracy is as published; twins have none."""
+        return [self._file(f"verified/{kind}", t, "json") for t in tasks if self.profile.real]
+
     def baseline(self, task: str) -> Path:
         return self._file("baseline", task, "safetensors")
 
@@ -125,6 +188,13 @@ class Run:
 
     def samples(self, patching: str) -> Path:
         return self._file(f"results/{self.name}/samples", patching, "json")
+
+    def joint(self, number: int, suffix: str) -> Path:
+        """The searches of one of the profile's trios, or their evaluations."""
+        return self.results / "joint" / f"{number}.{suffix}"
+
+    def noise(self, patching: str) -> Path:
+        return self._file("noise", patching, "json")
 
     def pair(self, supported: str, patching: str) -> Path:
         return self.results / "pairs" / f"{supported}-{patching}.json"

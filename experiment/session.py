@@ -26,7 +26,9 @@ class Session:
 
     def __init__(self, run: Run, threads: int = 1) -> None:
         self.run = run
-        use_threads(threads, self.device)
+        # two threads of one process take half the memory of two processes, and hardly more time
+        wide = run.profile.real and self.device.type == "cpu"
+        use_threads(max(threads, 2) if wide else threads, self.device)
 
     @cached_property
     def _claim(self) -> tuple[torch.device, IO[str] | None]:
@@ -36,6 +38,12 @@ class Session:
     def device(self) -> torch.device:
         """Where the model is computed: a GPU of its own; twins stay on the CPU, to the bit."""
         return self._claim[0]
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many images are scored at once: small batches are the faster ones on a CPU."""
+        most = self.run.profile.batch_size
+        return min(most, 32) if self.run.profile.real and self.device.type == "cpu" else most
 
     def split(self, task: str, split: str) -> Split:
         """Return the images and labels of a task."""
@@ -51,10 +59,9 @@ class Session:
         try:
             return pixels.load(run.cache, decoded[split]["cache"], squashed=split == "train")
         except ValueError as error:
-            choices = f"--profile {run.profile.name} --limit {run.profile.limit}"
             raise ValueError(
-                f"{error}; `python -m experiment decode {choices} --seed {run.seed} --finetuned "
-                f"{run.finetuned} --data FOLDER {task}` does so, and repeats nothing else"
+                f"{error}; `python -m experiment decode {run.options} --data FOLDER {task}` does "
+                "so, and repeats nothing else"
             ) from error
 
     def identity(self, task: str, split: str) -> str:
@@ -103,25 +110,31 @@ class Session:
         run = self.run
         ends = {"zero_shot": run.zero_shot, "fine_tuned": run.fine_tuned(patching)}
         tasks = (*run.profile.supported, patching)
-        return {name: weights.metadata(file)["digest"] for name, file in ends.items()} | {
-            f"images of {task}": self.identity(task, "validation") for task in tasks
-        }
+        chosen = {} if run.choosing == "validation" else {"split": run.choosing}
+        return (
+            {name: weights.metadata(file)["digest"] for name, file in ends.items()}
+            | chosen
+            | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
+        )
 
-    def losses(self, visual: nn.Module, tasks: Iterable[str], split: str) -> dict[str, TaskLoss]:
+    def losses(self, visual: nn.Module, tasks: Iterable[str], split: str,
+               batch_size: int = 0) -> dict[str, TaskLoss]:  # fmt: skip
         """Return the loss of each task on one split as a function of the weights in `visual`."""
-        return {task: self.loss(visual, task, self.split(task, split)) for task in tasks}
+        return {t: self.loss(visual, t, self.split(t, split), batch_size) for t in tasks}
 
-    def loss(self, visual: nn.Module, task: str, images: Split) -> TaskLoss:
+    def loss(self, visual: nn.Module, task: str, images: Split, batch_size: int = 0) -> TaskLoss:
         """Return the loss of a task on some images as a function of the weights in `visual`."""
-        batches = Batches(images, self.run.profile.batch_size, self.device)
+        batches = Batches(images, batch_size or self.batch_size, self.device)
         return TaskLoss(
             visual, batches, clip.classifier(visual, self.head(task), self.run.profile.pixels)
         )
 
 
 def use_threads(count: int, device: torch.device) -> None:
-    """Fix what sums depend on in this process: the threads, and the choice of algorithms."""
+    """Fix what sums depend on in this process: threads, precision, the choice of algorithms."""
     torch.set_num_threads(count)
+    # TF32 keeps 10 bits, and convolutions on a GPU take it unless they are told not to
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_flush_denormal(True)  # tiny moments of AdamW are slow otherwise
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

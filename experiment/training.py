@@ -43,21 +43,23 @@ def pretrain(model: CLIP, images: Tensor, tokens: Tensor, captions: Tensor, stan
 
     contrastive = open_clip.ClipLoss()
 
-    def loss(step: int) -> Tensor:
+    def loss(step: int) -> Iterator[Tensor]:
         rows = batch(len(images), recipe.batch_size, step, seed)
         distinct, position = torch.unique(captions[rows], return_inverse=True)
         image = F.normalize(model.encode_image(standardise(images[rows], standard)), dim=-1)
         text = F.normalize(model.encode_text(tokens[distinct]), dim=-1)[position]
-        value: Tensor = contrastive(image, text, model.logit_scale.exp())
-        return value
+        yield contrastive(image, text, model.logit_scale.exp())
 
     yield from _fit(model, loss, recipe, f"pretrain seed {seed}", checkpoint, pretraining=True)
 
 
 def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split, recipe: Recipe,
-             *, seed: int, identity: str = "", checkpoint: Path | None = None
-) -> Iterator[Step]:  # fmt: skip
+             *, seed: int, identity: str = "", checkpoint: Path | None = None,
+             at_once: int | None = None) -> Iterator[Step]:  # fmt: skip
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
+
+    `at_once` images of a batch go through the tower together, all by default: fewer take less
+    memory, and change the gradient by rounding only.
 
     Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
     they are. `identity` says what else decides the result (images, head, precision), so that a
@@ -65,12 +67,14 @@ def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split
     """
     device = next(visual.parameters()).device
 
-    def loss(step: int) -> Tensor:
+    def loss(step: int) -> Iterator[Tensor]:
         rows = batch(len(split.labels), recipe.batch_size, step, seed)
         images = to_device(split.images[rows], device)
         if split.sizes is not None:
             images = random_resized_crop(images, split.sizes[rows], 1_000_003 * seed + step)
-        return F.cross_entropy(logits(images), to_device(split.labels[rows], device))
+        labels, size = to_device(split.labels[rows], device), at_once or len(rows)
+        for part, own in zip(images.split(size), labels.split(size), strict=True):
+            yield F.cross_entropy(logits(part), own) * (len(own) / len(labels))
 
     yield from _fit(visual, loss, recipe, f"finetune seed {seed} {identity}", checkpoint)
 
@@ -87,8 +91,9 @@ def batch(count: int, size: int, step: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
 
 
-def _fit(model: nn.Module, loss_of: Callable[[int], Tensor], recipe: Recipe, identity: str,
-         checkpoint: Path | None, pretraining: bool = False) -> Iterator[Step]:  # fmt: skip
+def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: Recipe,
+         identity: str, checkpoint: Path | None, pretraining: bool = False
+) -> Iterator[Step]:  # fmt: skip
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     spared = [p for p in named.values() if pretraining and p.ndim < 2]
     decayed = [p for p in named.values() if not (pretraining and p.ndim < 2)]
@@ -120,9 +125,12 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Tensor], recipe: Recipe, ide
             group["lr"] = recipe.rate(step)
         # on short sequences plain attention is the faster one on a CPU
         with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-            loss = loss_of(step)
             optimiser.zero_grad()
-            loss.backward()
+            parts = []  # whose sum is the loss
+            for part in loss_of(step):
+                part.backward()
+                parts.append(part.detach())
+            loss = torch.stack(parts).sum()
         torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
         optimiser.step()
         if pretraining:

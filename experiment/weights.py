@@ -25,7 +25,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], **metadata: object) -> str:
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {name: str(value) for name, value in metadata.items()} | {"digest": digest(flat)}
     with replacing(path) as part:
-        save_file(flat, part, metadata=header)
+        try:
+            save_file(flat, part, metadata=header)
+        except SafetensorError as error:  # of the disk, most often
+            raise OSError(f"{path} cannot be written: {error}") from error
     return header["digest"]
 
 

@@ -19,8 +19,14 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # some writers read the suffix
     part.touch()
+    mode = part.stat().st_mode
     try:
         yield part
+        part.chmod(mode)  # some writers keep what they write to themselves
         part.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk does not say where it is
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)

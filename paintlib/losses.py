@@ -1,53 +1,114 @@
 """What a point of the path costs: the loss and the accuracy of a task, its slope and gradient."""
 
+import dataclasses
+import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paintlib.interpolation import WeightPath
-from paintlib.objective import ImageScores, Score
+from paintlib.objective import SAME_IMAGES, ImageScores, Score
 
 __all__ = ["TaskLoss"]
+
+IGNORED = -100  # the label of what has none, as everywhere in torch
+SHOWN = 256  # numbers of an example that go into a digest, evenly spread
+PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, none over the batch"
+
+
+class _Part(NamedTuple):
+    """Of a batch: precision, costs and hits `(n,)`, which of them count, and who they are."""
+
+    eps: float
+    losses: Tensor
+    hits: Tensor
+    kept: Tensor
+    leaves: dict[str, Tensor]
+    classes: int = 0
 
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """The cross-entropy of one task as a function of the weights that `model` holds now.
+    """The loss of one task as a function of the weights that `model` holds now.
+
+    By default it is the cross-entropy, one value per example: the mean over those of its labels
+    that are not -100. An example without any is left out.
 
     Args:
-        model: the module whose weights move along the path; in evaluation mode.
-        batches: pairs of images `(n, ...)` and int64 labels `(n,)`; iterated anew at each call,
-            so a list or a DataLoader, not a generator.
-        logits: maps images to logits `(n, classes)` through `model`; `model` itself by default.
+        model: the module whose weights move along the path; all of it in evaluation mode.
+        batches: pairs of images `(n, ...)` and integer labels `(n,)`, or `(n, t, ...)` for tokens
+            and pixels; with `loss`, of any form. Iterated anew at each call, in the same order:
+            a list or a DataLoader that does not shuffle, not a generator.
+        logits: maps images to logits `(n, classes)`, or `(n, classes, t, ...)`, through `model`;
+            `model` itself by default.
+        loss: `loss(model, batch)` is what each example of a batch costs, `(n,)`.
+        correct: `correct(model, batch)` is which of them are right, `(n,)`, of bool or fractions.
+            A `loss` without it has the accuracy nan.
     """
 
     model: nn.Module
-    batches: Iterable[tuple[Tensor, Tensor]]
-    logits: Callable[[Tensor], Tensor] | None = None
+    batches: Iterable[Any]
+    logits: Callable[[Any], Tensor] | None = None
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    correct: Callable[[nn.Module, Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.correct and not self.loss) or (self.loss and self.logits):
+            raise ValueError("give logits, or a loss and perhaps correct: they replace each other")
 
     def score(self) -> Score:
         """Return the mean loss and the accuracy at the model's present weights.
 
         Raises:
-            ValueError: the model is in training mode, or there is no image.
-            IndexError: a label is not below the number of classes.
+            ValueError: a module is in training mode, there is no image, or batches, outputs or
+                values do not have the form described above.
+            IndexError: a label is neither a class nor -100.
         """
         return self.evaluate().score
 
     def evaluate(self) -> ImageScores:
         """Return what each image costs, in the order of the batches; errors as `score`."""
-        losses, correct = [], []
-        with torch.inference_mode():
-            for logits, labels in self._forward():
-                each = F.cross_entropy(logits.double(), labels, reduction="none")
-                # the logits have no more digits, and float32 takes half the room in a store
-                losses.append(each.to(torch.promote_types(logits.dtype, torch.float32)).double())
-                correct.append(logits.argmax(1) == labels)
-            return ImageScores(torch.cat(losses).cpu().numpy(), torch.cat(correct).cpu().numpy())
+        if not len((images := self._evaluate()).losses):
+            raise ValueError(f"no image to score: all labels of `batches` are {IGNORED}")
+        return images
+
+    def _evaluate(self) -> ImageScores:
+        parts, coarsest = [], _Coarsest(self.model)
+        try:
+            with torch.inference_mode():
+                for part in self._forward():
+                    coarsest.close()  # one batch tells
+                    parts.append(part)
+                kept = torch.cat([part.kept for part in parts])
+                columns = (part.losses for part in parts), (part.hits for part in parts)
+                losses, hits = (torch.cat(list(c))[kept].cpu().numpy() for c in columns)
+        finally:
+            coarsest.close()
+        eps = max(coarsest.eps, *(part.eps for part in parts))
+        return ImageScores(losses, hits, _digest([part.leaves for part in parts]), eps)
+
+    def repeat(self, scores: ImageScores) -> None:
+        """Score the first batch once more, and refuse it if it does not cost what `scores` says.
+
+        The two may differ by rounding, which the kernels of a GPU need not repeat. What differs
+        by more is shuffled, augmented or dropped anew, and raises ValueError.
+        """
+        first = dataclasses.replace(self, batches=itertools.islice(self.batches, 1))
+        again = first._evaluate().losses
+        with np.errstate(invalid="ignore"):  # a loss that is not finite is told with its alpha
+            apart = np.abs(again - scores.losses[: len(again)])
+        if np.linalg.norm(apart) > math.sqrt(scores.eps) * np.linalg.norm(again):
+            worst = int(apart.argmax())
+            seen = f"image {worst} costs {scores.losses[worst]:.6g}, then {again[worst]:.6g}"
+            raise ValueError(f"one batch, scored twice at the same weights, differs: {seen}; "
+                             f"{SAME_IMAGES}")  # fmt: skip
 
     def value_and_slope(self, path: WeightPath, alpha: float,
                         step: float = 1e-3) -> tuple[float, float]:  # fmt: skip
@@ -77,22 +138,142 @@ class TaskLoss:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-            for logits, labels in self._forward():
-                loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-                part = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                total = [a + b for a, b in zip(total, part, strict=True)] if total else list(part)
-                images += len(labels)
+            for part in self._forward():
+                own = torch.autograd.grad(part.losses.sum(), parameters, materialize_grads=True)
+                total = [a + b for a, b in zip(total, own, strict=True)] if total else list(own)
+                images += int(part.kept.sum())
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
-    def _forward(self) -> Iterable[tuple[Tensor, Tensor]]:
-        if self.model.training:
-            raise ValueError("the model is in training mode; call model.eval() before scoring it")
-        logits, empty = self.logits or self.model, True
-        for images, labels in self.batches:
-            yield logits(images), labels
-            empty = False
-        if empty:
+    def _forward(self) -> Iterator[_Part]:
+        if training := [name for name, module in self.model.named_modules() if module.training]:
+            which = f"{len(training)} modules, first: {training[0] or 'the model itself'}"
+            remedy = "call model.eval() before scoring it"
+            raise ValueError(f"the model is in training mode ({which}); {remedy}")
+        torch.clear_autocast_cache()  # it may hold the weights of another alpha
+        score, labelled = self._own if self.loss else self._cross_entropy, []
+        for number, batch in enumerate(self.batches):
+            part = score(number, batch)
+            labelled.append((part.leaves.get("labels", part.hits), part.classes))
+            yield part
+        if not labelled:
             raise ValueError("no image to score: `batches` is empty or a generator already used up")
+        for number, (labels, classes) in enumerate(labelled):  # one wait for the device, at the end
+            if classes and (wrong := _outside(labels, classes)).any():
+                said = f"batch {number}: label {int(labels[wrong][0])} is out of bounds"
+                remedy = f"labels are 0 to {classes - 1}, or {IGNORED} for what has none"
+                raise IndexError(f"{said} for {classes} classes; {remedy}")
+
+    def _cross_entropy(self, number: int, batch: Any) -> _Part:
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not (pair and isinstance(batch[1], Tensor)):
+            remedy = "give loss=lambda model, batch: ..., with one value per example"
+            raise ValueError(f"batch {number} is no pair (images, labels) of tensors but "
+                             f"{_said(batch)}; {remedy}")  # fmt: skip
+        images, labels = batch
+        logits = (self.logits or self.model)(images)
+        if not isinstance(logits, Tensor):
+            remedy = "give logits=lambda images: model(images).logits, or a loss"
+            raise ValueError(f"batch {number}: the model returns {_said(logits)}; {remedy}")
+        fits = logits.ndim > 1 and labels.shape == logits.shape[:1] + logits.shape[2:]
+        if not fits or labels.is_floating_point():
+            remedy = "logits are (n, classes, ...), labels integers of that shape without axis 1"
+            raise ValueError(f"batch {number}: labels are {_said(labels)}, "
+                             f"logits {_said(logits)}; {remedy}")  # fmt: skip
+        classes = logits.shape[1]
+        known = labels.long().masked_fill(_outside(labels, classes), IGNORED)  # refused at the end
+        each = F.cross_entropy(logits.double(), known, reduction="none", ignore_index=IGNORED)
+        hits, kept = logits.argmax(1) == labels, known != IGNORED
+        if labels.ndim > 1:
+            count = kept.flatten(1).sum(1)
+            each, hits = (x.flatten(1).sum(1).double() / count.clamp(min=1) for x in (each, hits))
+            kept = count > 0
+        return _part(each, logits.dtype, hits, kept, {"labels": labels}, classes)
+
+    def _own(self, number: int, batch: Any) -> _Part:
+        leaves = dict(_leaves(batch))
+        sizes = {len(leaf) for leaf in leaves.values() if leaf.ndim}
+        columns: list[Tensor] = []
+        for name, call in (("loss", self.loss), ("correct", self.correct)):
+            values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
+            fits = isinstance(values, Tensor) and values.ndim == 1
+            # tensors that agree on a length tell the number of examples
+            if not fits or (len(sizes) == 1 and sizes != {len(values)}):
+                of = f" of {min(sizes)} examples" if len(sizes) == 1 else ""
+                said = f"{name} gives {_said(values)} for batch {number}{of}"
+                raise ValueError(f"{said}; {PER_EXAMPLE}")
+            columns.append(values)
+        losses, hits = columns
+        hits = hits if hits.dtype == torch.bool else hits.double()
+        integers = {name: leaf for name, leaf in leaves.items() if not leaf.is_floating_point()}
+        shown = {name: _shown(leaf) for name, leaf in (integers or leaves).items()}
+        kept = torch.ones_like(losses, dtype=torch.bool)
+        return _part(losses, losses.dtype, hits, kept, shown)
+
+
+class _Coarsest:
+    """The coarsest precision, `eps`, among what the modules of a model return, until closed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.eps = torch.finfo(torch.float64).eps
+        self._handles = [module.register_forward_hook(self._see) for module in model.modules()]
+
+    def close(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            self.eps = max(self.eps, torch.finfo(output.dtype).eps)
+
+
+def _said(value: Any) -> str:
+    shape = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return shape or f"a {type(value).__name__}"
+
+
+def _outside(labels: Tensor, classes: int) -> Tensor:
+    return ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
+
+
+def _part(losses: Tensor, dtype: torch.dtype, *rest: Any) -> _Part:
+    # what has been computed has no more digits, and float32 takes half the room in a store
+    losses = losses.to(torch.promote_types(dtype, torch.float32)).double()
+    return _Part(torch.finfo(dtype).eps, losses, *rest)
+
+
+def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors within a batch of any form, and its other values as numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided and not (value.is_nested or value.is_complex()):
+            yield name, value
+    elif isinstance(value, (str, bytes, int, float)):
+        digest = hashlib.blake2b(repr(value).encode(), digest_size=7).digest()
+        yield name, torch.tensor(int.from_bytes(digest, "little"))
+    elif depth < 4:
+        inner = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+        inner = inner if isinstance(inner, Mapping) else getattr(value, "__dict__", {})
+        for key, part in inner.items():
+            yield from _leaves(part, f"{name}.{key}", depth + 1)
+
+
+def _shown(leaf: Tensor) -> Tensor:
+    """Return a few numbers of each example, on the host, so that the batch itself can go."""
+    flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
+    return flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
+
+
+def _digest(batches: list[dict[str, Tensor]]) -> str:
+    """Return a digest of what the examples are, in their order, of whatever batching."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in dict.fromkeys(name for leaves in batches for name in leaves):
+        digest.update(name.encode())
+        for leaf in (leaves[name] for leaves in batches if name in leaves):
+            kind = "<f8" if leaf.is_floating_point() else "<i8"
+            values = leaf.double() if leaf.is_floating_point() else leaf.long()
+            digest.update(values.cpu().numpy().astype(kind).tobytes())
+    return digest.hexdigest()

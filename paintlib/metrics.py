@@ -122,7 +122,7 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
     for name, (loss, accuracy) in (("zero-shot", zero_shot[:2]), ("patched", patched[:2])):
         if not 0.0 <= loss < math.inf:
             raise ValueError(f"the {name} loss is {loss}; expected a finite loss of at least 0")
-        if not 0.0 <= accuracy <= 1.0:
+        if not (0.0 <= accuracy <= 1.0 or math.isnan(accuracy)):  # NaN: nobody knows
             raise ValueError(f"the {name} accuracy is {accuracy}; expected a fraction, not percent")
     if zero_shot[0] == 0:
         raise ValueError("the zero-shot loss is 0, so no relative rise is defined")
@@ -149,6 +149,9 @@ def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLik
     z, dz, y = np.asarray(logits, float), np.asarray(change, float), np.asarray(labels)
     if z.ndim != 2 or z.shape != dz.shape or y.shape != z.shape[:1] or not len(z):
         raise ValueError(f"logits {z.shape}, change {dz.shape}, labels {y.shape} do not fit")
+    if (wrong := (y < 0) | (y >= z.shape[1])).any():
+        label = f"label {y[wrong][0]} of image {int(wrong.argmax())}"
+        raise ValueError(f"{label} is no class; labels are 0 to {z.shape[1] - 1}")
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     rows = np.arange(len(z))

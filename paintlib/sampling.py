@@ -1,62 +1,72 @@
 """How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
-from paintlib.fits import fit_parts, log_spline, window
+from paintlib.fits import POINTS, fit_parts, log_spline, window
 from paintlib.normalisation import normaliser
-from paintlib.objective import PairObjective
+from paintlib.objective import Alpha, PairObjective
 from paintlib.solver import Evaluation, Solution, XTol
 
 __all__ = [
-    "StandardError", "bootstrap", "contributions", "difference", "images_needed", "second_valley",
-    "standard_error", "tolerance",
+    "Bound", "StandardError", "bootstrap", "bound", "contributions", "difference", "images_needed",
+    "second_valley", "standard_error", "tolerance",
 ]  # fmt: skip
 
 Samples = Solution | Iterable[Evaluation]
+Rows = dict[float, tuple[NDArray[np.float64], ...]]  # what images add, by alpha
 
 
 class StandardError(NamedTuple):
     """How alpha* and the sum there would vary from one draw of images to another."""
 
-    alpha: float  # NaN where alpha* is an end of the bracket, or the curvature is not positive
+    alpha: float  # NaN at an end of the bracket or without a positive curvature: see `bound`
     value: float
 
 
-def contributions(objective: PairObjective, alpha: float) -> tuple[NDArray[np.float64], ...] | None:
-    """Return what each image adds to its task's normalised loss, an array `(images,)` per task.
+class Bound(NamedTuple):
+    """A limit of alpha*: alpha* is at most `alpha` if `below`, else at least."""
 
-    The mean of an array is the normalised loss, its variance over the number of images the squared
-    sampling error. The error of the scale, which comes from the same images, is carried along to
-    first order (the delta method). None where `alpha` was not evaluated.
+    alpha: float
+    below: bool
+
+
+def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.float64], ...] | None:
+    """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
+
+    The mean of an array is the normalised, weighted loss, its variance over the number of images
+    the squared sampling error, with that of the scale, of the same images, to first order (the
+    delta method). None where `alpha`, or what the scale takes, was not evaluated.
     """
-    if not objective.known(alpha):
+    if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
     rows = []
     for i, (offset, unit) in enumerate(objective.normalisers):
         own = objective.images(alpha)[i].losses
         offsets, units = np.full_like(own, offset), np.full_like(own, unit)  # by image
         if objective.normalisation == "zero_shot":
-            units = objective.images(0.0)[i].losses
+            units = objective.images(objective.origin)[i].losses
         elif objective.normalisation == "minmax":
-            curve = [objective.images(sample)[i] for sample in objective.samples]
-            offsets = min(curve, key=lambda images: images.score.loss).losses
-            units = max(curve, key=lambda images: images.score.loss).losses - offsets
+            curve = [objective.images(sample)[i].losses for sample in objective.samples]
+            offsets = min(curve, key=np.mean)
+            units = max(curve, key=np.mean) - offsets
         # (L - o) / u, with the error of each of the three added to first order
         value = (own.mean() - offset) / unit
-        rows.append((own - offsets - value * (units - unit)) / unit)
+        rows.append(objective.weights[i] * ((own - offsets - value * (units - unit)) / unit))
     return tuple(rows)
 
 
-def difference(objective: PairObjective, first: float, second: float) -> tuple[float, float] | None:
+def difference(objective: PairObjective, first: Alpha,
+               second: Alpha) -> tuple[float, float] | None:  # fmt: skip
     """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
 
-    Both are measured on the same images, so most of the error of either cancels. None where one
-    of them was not evaluated.
+    On the same images most of the error of either cancels. None where one was not evaluated.
     """
     a, b = contributions(objective, first), contributions(objective, second)
     if a is None or b is None:
@@ -70,41 +80,54 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
 
     To first order Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2, where Var(J') is the sum over the
     tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
-    through its losses at the samples around alpha*. None where this objective has not evaluated
-    the lowest of `samples`.
+    through its losses at the samples around alpha*. None where the lowest sample is not known.
     """
-    samples = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    best = min(samples, key=lambda sample: sample.value)
-    lowest = contributions(objective, best.alpha)
-    if lowest is None:
+    samples, kept, rows = _known(objective, samples)
+    best = kept[0].alpha
+    if best not in rows:
         return None
-    value = math.sqrt(sum(map(_variance, lowest)))
-    # differences of samples that all but coincide would be differences of rounding errors
-    apart = 1e-3 * (samples[-1].alpha - samples[0].alpha)
-    kept = [best]
-    for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
-        if min(abs(sample.alpha - other.alpha) for other in kept) >= apart:
-            kept.append(sample)
-    known = [sample for sample in kept if objective.known(sample.alpha)]
-    if len(known) < 3 or best.alpha in (samples[0].alpha, samples[-1].alpha):
+    value = math.sqrt(sum(map(_variance, rows[best])))
+    if len(rows) < 3 or best in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
-    chosen = window(sorted(known))
-    centre = np.array([sample.alpha for sample in chosen]) - best.alpha
-    # weights d with sum_k d_k f(alpha_k) = f'(alpha*) for every polynomial f of this degree
-    scale = np.abs(centre).max()
-    powers = np.vander(centre / scale, increasing=True).T
-    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
-    columns = zip(*(contributions(objective, sample.alpha) or () for sample in chosen), strict=True)
-    spread = math.sqrt(sum(_variance(weights @ np.stack(column)) for column in columns))
-    curvature = fit_parts(kept).curvature(best.alpha)
+    chosen = [s.alpha for s in window(sorted(s for s in kept if s.alpha in rows))]
+    _, spread = _slope(chosen, rows, best)
+    curvature = fit_parts(kept).curvature(best)
     return StandardError(spread / curvature if curvature > 0 else math.nan, value)
+
+
+def bound(objective: PairObjective, samples: Samples, probability: float = 0.95, *,
+          below: bool | None = None) -> Bound | None:  # fmt: skip
+    """Return the alpha that alpha* is below, or above, with a probability, also near an end.
+
+    A quasi-convex sum has its minimum below every alpha at which it rises. The bound is the first
+    alpha, from the lowest sample on, at which the slope (of the polynomial through the six known
+    samples nearest) is above 0 by more than the one-sided quantile of its sampling error: inside
+    the bracket about alpha* + 1.645 errors, else the end of the samples. Unless `below` is given,
+    it faces the further end. None where not the lowest and two more of `samples` are known.
+
+    Raises:
+        ValueError: `probability` is not between 0.5 and 1.
+    """
+    if not 0.5 <= probability < 1:
+        raise ValueError(f"probability is {probability}; give one from 0.5 to 1, 0.95 for instance")
+    samples, kept, rows = _known(objective, samples)
+    best, low, high = kept[0].alpha, samples[0].alpha, samples[-1].alpha
+    if len(rows) < 3 or best not in rows:
+        return None
+    below = 2 * best <= low + high if below is None else below
+    sign, quantile = 1 if below else -1, float(special.ndtri(probability))
+    for alpha in np.linspace(best, end := high if below else low, 257).tolist():
+        slope, spread = _slope(sorted(rows, key=lambda a: abs(a - alpha))[:POINTS], rows, alpha)
+        if sign * slope > quantile * spread:
+            return Bound(alpha, below)
+    return Bound(end, below)
 
 
 def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
     """Return `xtol` for `solver.log_quintic`: a share of the sampling error of alpha*.
 
-    A tenth of it makes the whole error 0.5 % larger. It is held within 0.0001 and 0.05 of the
-    bracket's width, and is 0.001 of that while the samples cannot tell the error.
+    A tenth of it makes the whole error 0.5 % larger. It is at least 0.0001 and at most 0.05 of the
+    bracket's width, and 0.001 of that while the samples cannot tell the error.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it is a fraction of the sampling error, say 0.1")
@@ -114,7 +137,7 @@ def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
         width = samples[-1].alpha - samples[0].alpha if len(samples) > 1 else 1.0
         if error is None or math.isnan(error.alpha):
             return 1e-3 * width
-        return min(max(share * error.alpha, 1e-4 * width), 0.05 * width)
+        return float(np.clip(share * error.alpha, 1e-4 * width, 0.05 * width))
 
     return xtol
 
@@ -122,8 +145,8 @@ def tolerance(objective: PairObjective, share: float = 0.1) -> XTol:
 def images_needed(stderr: float, images: int, wanted: float) -> int:
     """Return how many images a task give alpha* the standard error `wanted`: (3.6) eq-images.
 
-    `images` gave `stderr`, which falls with the root of their number. A grid of step h is off by
-    h / sqrt(12) in the root mean square: fewer images than give that much cannot use a finer one.
+    `images` gave `stderr`, which falls with the root of their number. A grid of step h errs by
+    h / sqrt(12) in the root mean square: fewer images than give that cannot use a finer one.
 
     >>> images_needed(0.03, 500, wanted=0.05 / 12**0.5)
     2160
@@ -138,38 +161,83 @@ def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, fl
     """Return how high the ridge before a second valley is, and the sampling error of that height.
 
     It is the height of a sample between two lower ones over the higher of the two, 0 for a
-    quasi-convex sum. A second valley is told from noise where the ridge is higher than 1.96
-    errors. None where the ridge or its lower side was not evaluated by this objective.
+    quasi-convex sum; above 1.96 errors it is more than noise. None where one of them is not known.
     """
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    height, top, low = 0.0, found[0], found[0]
+    ridges = [(found[0], found[0])]
     for i in range(1, len(found) - 1):
-        sides = (min(side, key=lambda s: s.value) for side in (found[:i], found[i + 1 :]))
-        higher = max(sides, key=lambda sample: sample.value)
-        if found[i].value - higher.value > height:
-            height, top, low = found[i].value - higher.value, found[i], higher
+        valleys = (min(side, key=_value) for side in (found[:i], found[i + 1 :]))
+        ridges.append((found[i], max(valleys, key=_value)))
+    top, low = max(ridges, key=lambda ridge: ridge[0].value - ridge[1].value)
     return difference(objective, top.alpha, low.alpha)
 
 
 def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes: Sequence[int],
-              normalisation: str, draws: int = 500, seed: int = 0) -> StandardError:  # fmt: skip
+              normalisation: str, draws: int = 500, seed: int = 0,
+              weights: Sequence[float] | None = None) -> StandardError:  # fmt: skip
     """Return the standard deviations of alpha* and of the minimum over redrawn images.
 
     Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
-    and minimises the sum of the curves on [0, 1], drawn through the samples by `log_spline`.
-    `alphas` are `(k,)`, ascending, the first 0; `losses` are nats, per task and image at each
-    alpha, `(k, images)`; `classes` and `normalisation` are those of `PairObjective`.
+    and minimises the sum of the curves on [0, 1], by `log_spline`. `alphas` are `(k,)`, ascending,
+    the first 0; `losses` are nats, `(k, images)` per task; the rest is as for `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
     total = np.zeros((draws, len(dense)))
-    for rows, count in zip(losses, classes, strict=True):
+    for rows, count, weight in zip(losses, classes, weights or [1.0] * len(losses), strict=True):
         images = rows.shape[1]
         counts = generator.multinomial(images, [1 / images] * images, draws)
         for row, curve in zip(total, counts @ rows.T / images, strict=True):
             offset, unit = normaliser(normalisation, curve.tolist(), count)
-            row += (log_spline(alphas, curve)(dense) - offset) / unit
+            row += weight * ((log_spline(alphas, curve)(dense) - offset) / unit)
     return StandardError(float(dense[total.argmin(1)].std()), float(total.min(1).std()))
+
+
+def _known(objective: PairObjective,
+           samples: Samples) -> tuple[list[Evaluation], list[Evaluation], Rows]:  # fmt: skip
+    """Return `samples` by alpha, those apart, the lowest first, and what images add if known."""
+    found = sorted(samples.trace if isinstance(samples, Solution) else samples)
+    best = min(found, key=_value)
+    # the noise may cost evaluations
+    kept = _spread(found, best, objective.noise if objective.known(best.alpha) else 0.0)
+    rows = ((sample.alpha, contributions(objective, sample.alpha)) for sample in kept)
+    return found, kept, {alpha: row for alpha, row in rows if row is not None}
+
+
+def _slope(alphas: Sequence[float], rows: Rows, at: float) -> tuple[float, float]:
+    """Return the slope of the sum at an alpha, by what images add at `alphas`, and its error."""
+    centre = np.array(alphas) - at
+    # weights d with sum_k d_k f(alpha_k) = f'(at) for every polynomial f of this degree
+    scale = np.abs(centre).max()
+    powers = np.vander(centre / scale, increasing=True).T
+    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
+    columns = zip(*(rows[alpha] for alpha in alphas), strict=True)
+    slopes = [weights @ np.stack(column) for column in columns]
+    mean = math.fsum(float(slope.mean()) for slope in slopes)
+    return mean, math.sqrt(sum(map(_variance, slopes)))
+
+
+def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[Evaluation]:
+    """Return the samples, nearest to the best first, whose differences are more than rounding."""
+    width = samples[-1].alpha - samples[0].alpha
+
+    def apart(distance: float) -> list[Evaluation]:
+        kept = [best]
+        for sample in sorted(samples, key=lambda sample: abs(sample.alpha - best.alpha)):
+            if min(abs(sample.alpha - other.alpha) for other in kept) >= distance:
+                kept.append(sample)
+        return kept
+
+    if not noise:
+        return apart(1e-3 * width)
+    curvature = fit_parts(apart(0.1 * width)).curvature(best.alpha) if len(samples) > 2 else 0.0
+    # a curvature from samples h apart errs by sqrt(6) noise / h^2, here a tenth of it
+    known = curvature > 0 and not math.isnan(noise)
+    distance = math.sqrt(24 * noise / curvature) if known else width
+    return apart(float(np.clip(distance, 1e-3 * width, 0.1 * width)))
+
+
+_value = operator.attrgetter("value")
 
 
 def _variance(row: NDArray[np.float64]) -> float:

@@ -1,18 +1,20 @@
 """Find the alpha that minimises a sum of losses: the paper's quintic, the grid, and three peers.
 
-Floats in, floats out: an objective maps alpha to one normalised loss per task (or to their sum)
-and is expensive. All solvers return a `Solution`, never worse than the best point they have seen.
+An objective maps alpha to one normalised loss per task (or to their sum) and is expensive. All
+solvers return the best point they have seen, as a `Solution`; its status is FLAT if all values are
+equal, NOT_QUASICONVEX if the samples have two valleys.
 A mark as (3.3) eq-root is the number of an equation of the book, and its label.
 """
 
 import bisect
 import enum
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -53,27 +55,22 @@ class Status(enum.Enum):
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
     UNVERIFIED = "the minimum of a fit, not evaluated: its value is the fit's; verify=True is sure"
+    AT_CEILING = "a ceiling keeps alpha from the minimum of the sum: a higher one lowers the sum"
+    ABOVE_CEILING = "no alpha seen obeys every ceiling: raise it, lower its probability, add images"
+    NOISE = "the rest is rounding noise: for a finer alpha evaluate in float32, or on more images"
     BUDGET = "evaluations ran out before the tolerance was met; raise max_evals or widen xtol"
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The best point a solver has seen, and why it stopped.
+    """The best point a solver has seen, and why it stopped."""
 
-    Attributes:
-        alpha: position of the smallest value seen.
-        value: sum of the parts there.
-        bracket: smallest interval between samples that holds a quasi-convex minimum.
-        trace: all samples the answer rests on: known ones by alpha, then fresh ones as they came.
-        evaluations: number of fresh ones, the price of this answer.
-    """
-
-    alpha: float
-    value: float
-    bracket: Bracket
-    status: Status
-    trace: tuple[Evaluation, ...]
-    evaluations: int
+    alpha: float  #: position of the smallest value seen
+    value: float  #: sum of the parts there
+    bracket: Bracket  #: smallest interval between samples that holds a quasi-convex minimum
+    status: Status  #: why the search stopped
+    trace: tuple[Evaluation, ...]  #: known samples by alpha, then fresh ones as they came
+    evaluations: int  #: number of fresh ones, the price of this answer
 
     @property
     def fresh(self) -> tuple[Evaluation, ...]:
@@ -90,9 +87,9 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
             known: Known = (), verify: bool = True) -> Solution:  # fmt: skip
     """Minimise as the paper does (section 3): a quintic in the smallest bracket of the minimum.
 
-    Our choices where the paper is silent: the samples are the grid's; the bracket reaches from the
-    lowest to its neighbours; the quintic passes through the six around it (`fits.window`); one
-    evaluation verifies the root, and the better of it and the lowest sample is returned.
+    Where the paper is silent, the samples are the grid's; the bracket reaches from the lowest to
+    its neighbours; the quintic passes through the six around it (`fits.window`); one evaluation
+    verifies the root, and the better of it and the lowest sample is returned.
 
     Args:
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
@@ -100,16 +97,11 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
         step: distance of the samples, as for `grid`.
         known: evaluations already paid for; those outside the bracket are ignored. Both ends and
             four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, it is the answer whatever lies there, and
-            `value` is the polynomial's.
-
-    Returns:
-        The best point seen. The status is CONVERGED, AT_START or AT_END, or UNVERIFIED; but of any
-        solver it is FLAT if all values are equal, NOT_QUASICONVEX if the samples have two valleys.
+        verify: whether to evaluate the root. Without, it is the answer, with the fit's value, and
+            the status UNVERIFIED.
 
     Raises:
-        ValueError: an argument is invalid, a loss is not finite (its alpha is named), or the
-            number of parts changes between calls.
+        ValueError: an argument or a loss is invalid, or the number of parts changes.
 
     >>> round(quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).alpha, 9)
     0.875
@@ -130,19 +122,22 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
 
 
 def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float | XTol = 1e-3,
-                max_evals: int | None = None, known: Known = ()) -> Solution:  # fmt: skip
+                max_evals: int | None = None, known: Known = (),
+                noise: float | None = None) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
     It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
     (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
     in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
     best point, and the fit without that point had its root there too and predicted its value (to
-    1e-3). Where the steps of the fits do not shrink, it takes a golden section of the widest gap
-    in the bracket: it ends on any function. An evaluation `xtol` inside certifies an end.
+    1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's widest
+    gap: it ends on any function. An evaluation `xtol` inside certifies an end.
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
-    (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default to six, and one
-    for each end that is not `known`. The rest, answer (or BUDGET) and errors as for `quintic`.
+    (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default six, and one for
+    each end that is not `known`. `noise` is the standard deviation of a value's rounding, by
+    default the objective's `noise`, if it has one, or 0: a fit that promises less than twice that
+    ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
@@ -152,6 +147,7 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     missing = sum(not record.find(end) for end in (low, high))
     tolerance = xtol if callable(xtol) else lambda _: xtol
     budget = 6 + missing if max_evals is None else max_evals
+    noise = record.noise = record.noise if noise is None else noise
     record.limit(tolerance(record.samples), budget, at_least=missing)
     for end in (low, high):
         record(end)
@@ -159,27 +155,31 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
         record(low + FIRST * (high - low))
     steps: list[float] = []
     while True:
-        best, (a, b) = record.best(), record.bracket()
-        near = tolerance(record.samples)
+        best, (a, b), near = record.best(), record.bracket(), tolerance(record.samples)
         if best.alpha - a <= near * (1 + SAME) >= b - best.alpha:
             return record.solution(record.place())
         if record.flat() and len(record.samples) >= POINTS:
             return record.solution(Status.FLAT)
-        target = fit_parts(record.samples).minimum(a, b)
-        still = abs(target - best.alpha) <= near
+        target = (fit := fit_parts(record.samples)).minimum(a, b)
+        steps.append(abs(target - best.alpha))
+        still = steps[-1] <= near
+        # what rounding hides: the rest of the way down, and xtol where the valley is flat
+        quiet = noise > 0 and best.value - float(fit(target)) <= 2 * noise
+        blunt = noise > 0 and fit.curvature(target) * near**2 / 2 <= 4 * noise
         if still and record.foreseen(near):
-            return record.solution(Status.CONVERGED)
+            return record.solution(Status.NOISE if blunt else Status.CONVERGED)
+        drowned = max(record(end).value for end in (a, b)) - best.value <= 4 * noise
+        if (quiet and (record.foreseen(near, noise) or not record.budget)) or (noise and drowned):
+            return record.solution(Status.NOISE)
         if not record.budget:
             return record.solution(Status.BUDGET)
-        steps.append(abs(target - best.alpha))
-        trial = target
         if still and best.alpha in (low, high):
-            # A step of xtol inwards is the cheapest proof that an end is the minimum.
-            trial = min(low + near, b) if best.alpha == low else max(high - near, a)
-        if record.find(trial) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
-            trial = record.widest_gap()
+            # a step of xtol inwards is the cheapest proof that an end is the minimum
+            target = min(low + near, b) if best.alpha == low else max(high - near, a)
+        if record.find(target) or record.flat() or (len(steps) > 3 and steps[-1] > steps[-4] / 4):
+            target = record.widest_gap()
             steps.clear()
-        record(trial)
+        record(target)
 
 
 def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0.05,
@@ -196,17 +196,16 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
 
 def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 1e-3,
           max_evals: int = 50, known: Known = ()) -> Solution:  # fmt: skip
-    """Minimise the sum by scipy's bounded Brent (golden section and parabolas), a peer.
+    """Minimise the sum by scipy's bounded Brent, a peer of `log_quintic` with its arguments.
 
-    It never visits the ends, but comes within about `xtol` of a minimum there. Arguments and errors
-    as for `log_quintic`, but `max_evals` is at least 2.
+    It never visits the ends, but comes within about `xtol` of a minimum there.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
-    bounds, options = (record.low, record.high), {"xatol": xtol, "maxiter": max_evals}
     result = optimize.minimize_scalar(
-        lambda alpha: record(float(alpha)).value, bounds=bounds, method="bounded", options=options
-    )
+        lambda alpha: record(float(alpha)).value, bounds=(record.low, record.high),
+        method="bounded", options={"xatol": xtol, "maxiter": max_evals},
+    )  # fmt: skip
     return record.solution(record.place(xtol) if result.success else Status.BUDGET)
 
 
@@ -215,7 +214,7 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     """Minimise the sum by scipy's golden section, the peer that takes nothing but quasi-convexity.
 
     It begins with a point below both ends: the middle, or the first that halving towards the lower
-    end finds. Arguments and errors as for `brent`, `max_evals` at least 3.
+    end finds. Arguments as for `brent`.
     """
     record = _Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=3)
@@ -230,35 +229,54 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     result = optimize.minimize_scalar(
         lambda alpha: record(float(alpha - 1.0) * record.width + record.low).value,
         # scipy's tolerance is a share of alpha, which this shift keeps between 1 and 2
-        bracket=(1.0, 1.0 + (middle.alpha - record.low) / record.width, 2.0),
-        method="golden",
-        # one point comes first
-        options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},
-    )
+        bracket=(1.0, 1.0 + (middle.alpha - record.low) / record.width, 2.0), method="golden",
+        options={"xtol": xtol / record.width / 2, "maxiter": record.budget - 1},  # after one point
+    )  # fmt: skip
     return record.solution(record.place() if result.success else Status.BUDGET)
+
+
+if TYPE_CHECKING:
+    from paintlib.joint import joint as joint
+else:
+
+    def __getattr__(name: str) -> Any:  # paintlib.joint stands on this module
+        if name == "joint":
+            return importlib.import_module("paintlib.joint").joint
+        raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
+
+
+def ends(bracket: Bracket) -> Bracket:
+    """Return the checked ends of a bracket."""
+    low, high = map(float, bracket)
+    if not (low < high and math.isfinite(high - low)):
+        raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
+    return low, high
+
+
+def check_xtol(xtol: float, width: float) -> None:
+    """Refuse a tolerance that a bracket of this width cannot have."""
+    if not 1e-8 * width <= xtol < width:
+        raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {width}")
 
 
 class _Record:
     """What is known about the objective so far; checks, counts and sorts its evaluations."""
 
     def __init__(self, objective: Objective, bracket: Bracket, known: Known) -> None:
-        self.low, self.high = low, high = float(bracket[0]), float(bracket[1])
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
-        self.objective, self.width, self.budget = objective, high - low, 0
+        self.objective, self.budget, (self.low, self.high) = objective, 0, ends(bracket)
+        self.width = self.high - self.low
+        noise = float(getattr(objective, "noise", 0.0))
+        self.noise = noise if noise > 0 else 0.0  # NaN: unknown
         self.samples: list[Evaluation] = []  # ascending in alpha
         self.fresh: list[Evaluation] = []
-        for alpha, value, parts in sorted(known):
-            if low <= alpha <= high:
-                sample = self._add(float(alpha), parts or value)
-                if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
-                    both = f"the value {value}, and by {sample.value} or the parts {parts}"
-                    remedy = "pass evaluations of this objective"
-                    raise ValueError(f"alpha = {alpha} is known by {both}; {remedy}")
+        for alpha, value, parts in sorted(k for k in known if self.low <= k.alpha <= self.high):
+            sample = self._add(float(alpha), parts or value)
+            if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
+                both = f"the value {value}, and by {sample.value} or the parts {parts}"
+                raise ValueError(f"alpha = {alpha} is known by {both}; pass this objective's")
 
     def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
-        if not 1e-8 * self.width <= xtol < self.width:
-            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {self.width}")
+        check_xtol(xtol, self.width)
         if budget < at_least:
             raise ValueError(f"max_evals is {budget}, but this search needs at least {at_least}")
         self.budget = budget
@@ -270,9 +288,8 @@ class _Record:
             use = self.width / (math.ceil(self.width / step) if count else 20)
             raise ValueError(f"step {step} does not divide the width {self.width}; use {use}")
         start, end = Fraction(repr(self.low)), Fraction(repr(self.high))
-        inner = (float(start + i * (end - start) / count) for i in range(1, count))
-        for alpha in (self.low, *inner, self.high):
-            self(alpha)
+        for i in range(count + 1):
+            self(float(start + i * (end - start) / count))
 
     def __call__(self, alpha: float) -> Evaluation:
         if sample := self.find(alpha):
@@ -302,15 +319,16 @@ class _Record:
         share = GOLDEN if left.value <= right.value else 1 - GOLDEN
         return left.alpha + share * (right.alpha - left.alpha)
 
-    def foreseen(self, near: float) -> bool:
+    def foreseen(self, near: float, noise: float = 0.0) -> bool:
         """Return whether a fit that has not seen the best point has its minimum there as well."""
         best = self.best()
         if best.alpha in (self.low, self.high) or len(self.samples) < POINTS - 1:
             return False
         fit = fit_parts(sample for sample in self.samples if sample is not best)
-        scale = max(abs(best.value), self.span())
-        good = abs(float(fit(best.alpha)) - best.value) <= AGREE * scale
-        return good and abs(fit.minimum(*self.bracket()) - best.alpha) <= near
+        here, target = float(fit(best.alpha)), fit.minimum(*self.bracket())
+        off = max(AGREE * max(abs(best.value), self.span()), 4 * noise)
+        there = abs(target - best.alpha) <= near or here - float(fit(target)) <= 2 * noise
+        return there and abs(here - best.value) <= off
 
     def span(self) -> float:
         values = [sample.value for sample in self.samples]
@@ -323,18 +341,17 @@ class _Record:
 
     def place(self, margin: float = 0.0) -> Status:
         """Return the status of a finished search by where its minimum lies."""
-        alpha = self.best().alpha
-        if alpha <= self.low + margin:
+        if (alpha := self.best().alpha) <= self.low + margin:
             return Status.AT_START
         return Status.AT_END if alpha >= self.high - margin else Status.CONVERGED
 
     def solution(self, status: Status, found: tuple[float, float] | None = None) -> Solution:
         """Return the best sample, or the alpha and value `found` by a fit."""
-        # What the samples show goes before `status`; a bump has to stand out of their rounding.
+        # what the samples show goes before `status`; a bump has to stand out of their rounding
         values = [sample.value for sample in self.samples]
         if self.flat() and len(values) >= POINTS:
             status = Status.FLAT
-        elif quasiconvexity_violation(values) > NOISE * self.span():
+        elif quasiconvexity_violation(values) > max(NOISE * self.span(), 4 * self.noise):
             status = Status.NOT_QUASICONVEX
         alpha, value = found or self.best()[:2]
         trace = (*(sample for sample in self.samples if sample not in self.fresh), *self.fresh)
@@ -346,12 +363,11 @@ class _Record:
             raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
         if not all(map(math.isfinite, parts)):
             raise ValueError(f"losses not finite at alpha = {alpha}: {parts}; narrow the bracket")
-        first = self.samples[0] if self.samples else Evaluation(alpha, 0.0, parts)
+        sample = self.find(alpha) or Evaluation(alpha, math.fsum(parts), parts)
+        first = next(iter(self.samples), sample)
         if len(parts) != len(first.parts):
             there = f"{len(first.parts)} at alpha = {first.alpha}; return one loss for each task"
             raise ValueError(f"the objective has {len(parts)} parts at alpha = {alpha} but {there}")
-        sample = self.find(alpha)
-        if sample is None:
-            sample = Evaluation(alpha, math.fsum(parts), parts)
+        if sample not in self.samples:
             bisect.insort(self.samples, sample)
         return sample

@@ -1,16 +1,16 @@
 """Evaluations on disk: what a search has paid for survives a kill, and can be replayed anywhere."""
 
-import contextlib
 import glob
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paintlib.files import replacing
-from paintlib.objective import ImageScores
+from paintlib.objective import Alpha, ImageScores, position, same_images
 
 try:
     import fcntl
@@ -28,14 +28,14 @@ class Store:
 
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
-    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)`, `NAME.losses (k, images)`
-    and `NAME.correct (k, images)`, for `numpy.load`.
+    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several patches,
+    `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`, for `numpy.load`;
+    where they are known, also `NAME.digest`, of the images in their order, and `NAME.eps`, the
+    precision if it is coarser than float32.
 
-    Args:
-        file: the `.npz`; the first `put` makes it, with its folder.
-        key: says what was evaluated: digests of both ends (`WeightPath.digests`) and of the data,
-            the precision and so on. Without, the file's is taken.
-        writable: otherwise the file must exist, and what is put stays in memory.
+    The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
+    exist, and what is put stays in memory. `key` says what was evaluated: digests of both ends
+    (`WeightPath.digests`) and of the data, the precision and so on; without, the file's is taken.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
@@ -45,7 +45,7 @@ class Store:
     def __init__(self, file: Path | str, key: Mapping[str, str] | None = None, *,
                  writable: bool = True) -> None:  # fmt: skip
         self.file, self.key, self._writable = Path(file), dict(key or {}), writable
-        self._rows: dict[str, dict[float, ImageScores]] = {}
+        self._rows: dict[str, dict[Any, ImageScores]] = {}
         self._read()
 
     @property
@@ -53,33 +53,48 @@ class Store:
         """The names of the tasks, sorted."""
         return tuple(sorted(self._rows))
 
-    def alphas(self, task: str) -> tuple[float, ...]:
+    def alphas(self, task: str) -> tuple[Any, ...]:
         """Return where `task` is evaluated, ascending; nothing if it is unknown."""
         return tuple(sorted(self._rows.get(task, ())))
 
-    def get(self, alpha: float, task: str) -> ImageScores | None:
+    def get(self, alpha: Alpha, task: str) -> ImageScores | None:
         """Return what is stored of `task` at `alpha`, or within 1e-9 of it; else None."""
         rows = self._rows.get(task, {})
-        nearest = min(rows, key=lambda stored: abs(stored - alpha), default=math.inf)
-        return rows[nearest] if abs(nearest - alpha) <= SAME else None
+        nearest = min(rows, key=lambda stored: _distance(stored, alpha), default=math.inf)
+        return rows[nearest] if _distance(nearest, alpha) <= SAME else None
 
-    def put(self, alpha: float, scores: Mapping[str, ImageScores]) -> None:
+    def put(self, alpha: Alpha, scores: Mapping[str, ImageScores]) -> None:
         """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
-        if not math.isfinite(alpha):
+        if not np.isfinite(alpha).all():
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        with self._updating():
-            for task, row in scores.items():
-                self._add(task, float(alpha), row)
+        entries = [(task, position(alpha), row) for task, row in scores.items()]
+        if not self._writable:
+            return self._add(entries)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
+                for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
+                    left.unlink()  # by a writer that was killed
+            self._read()
+            self._add(entries)
+            self._write()
 
-    def _add(self, task: str, alpha: float, row: ImageScores) -> None:
-        row = ImageScores(np.array(row.losses, "<f8"), np.array(row.correct, bool))
-        rows = self._rows.get(task, {})
-        images = len(next(iter(rows.values()), row).losses)
-        if not row.losses.shape == row.correct.shape == (images,):
-            shapes = f"losses {row.losses.shape} and hits {row.correct.shape} at alpha = {alpha}"
-            there = f"{images} images elsewhere in {self.file}"
-            raise ValueError(f"task {task!r} has {shapes}, but {there}; use another file")
-        self._rows[task] = {alpha: row, **rows}
+    def _add(self, entries: Iterable[tuple[str, Alpha, ImageScores]]) -> None:
+        for task, alpha, row in entries:
+            rows, correct = self._rows.get(task, {}), np.array(row.correct)
+            correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
+            row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
+            place, other = next(iter(rows.items()), (alpha, row))
+            images, remedy = len(other.losses), f"in {self.file}; use another file"
+            if np.shape(place) != np.shape(alpha):
+                raise ValueError(f"alpha = {alpha}, but {place} is {remedy}")
+            if not row.losses.shape == correct.shape == (images,):
+                said = f"losses {row.losses.shape} and hits {correct.shape} at alpha = {alpha}"
+                raise ValueError(f"task {task!r} has {said}, but {images} images are {remedy}")
+            known = max((old.digest for old in rows.values()), default="")
+            same_images(task, alpha, known, row.digest)
+            self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
         if self._writable and not self.file.exists():
@@ -91,23 +106,29 @@ class Store:
                 key = dict(json.loads(content["key"].item()))
                 for task in {name.rpartition(".")[0] for name in content if name != "key"}:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
-                    found += [(task, float(alpha), ImageScores(*row)) for alpha, *row in rows]
+                    names = [n for n in ("digest", "eps") if f"{task}.{n}" in content]
+                    more = {name: content[f"{task}.{name}"].item() for name in names}
+                    found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
-        for field in sorted(ours.keys() | key.keys()):
-            here, wanted = key.get(field), ours.get(field)
-            if here != wanted:
-                said = f"{self.file} holds evaluations with {field} = {here!r}, not {wanted!r}"
-                raise ValueError(f"{said}; delete it, or give these another file")
+        for field in sorted(f for f in ours | key if key.get(f) != ours.get(f)):
+            said = f"with {field} = {key.get(field)!r}, not {ours.get(field)!r}"
+            remedy = "delete it, or give these another file"
+            raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
         self.key = key
-        for entry in found:
-            self._add(*entry)
+        self._add(found)
 
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
-            rows = [(alpha, *self._rows[task][alpha]) for alpha in self.alphas(task)]
+            own = self._rows[task]
+            rows = [(alpha, *own[alpha]) for alpha in self.alphas(task)]
+            # unknown and float32 are left out: a file of before stays as it was
+            if digest := max(row.digest for row in own.values()):
+                arrays[f"{task}.digest"] = np.array(digest)
+            if (eps := max(row.eps for row in own.values())) > np.finfo("f4").eps:
+                arrays[f"{task}.eps"] = np.array(eps)
             for name, column in zip(FIELDS, zip(*rows, strict=True), strict=True):
                 values = np.array(column)
                 lossless = name == "losses" and (values == values.astype("<f4")).all()
@@ -115,17 +136,9 @@ class Store:
         with replacing(self.file) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
-    @contextlib.contextmanager
-    def _updating(self) -> Iterator[None]:
-        """Read the file, then write it, while other writers are kept out."""
-        if not self._writable:
-            return (yield)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # dropped when the file is closed, or we are gone
-                for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
-                    left.unlink()  # by a writer that was killed
-            self._read()
-            yield
-            self._write()
+
+def _distance(first: Alpha, second: Alpha) -> float:
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second)
+    same = np.shape(first) == np.shape(second)
+    return float(np.abs(np.subtract(first, second)).max()) if same else math.inf

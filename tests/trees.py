@@ -1,13 +1,13 @@
 """Small generated data sets in the 13 official layouts: `python tests/trees.py FOLDER`.
 
 The mean colour of a picture tells its class, see `class_of`. Formats, file names and label
-conventions are the official ones; only ImageNet's, DTD's, GTSRB's, EuroSAT's and RESISC45's class
-folders are true, the names of cars and scenes are invented.
+conventions are the official ones.
 """
 
 import importlib.util
 import io
 import pickle
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from experiment.real import datasets
 from experiment.real.facts import DATA_SETS
 
 NAMES = tuple(DATA_SETS)
@@ -123,7 +122,7 @@ def _cifar100(root: Path, per_class: int) -> None:
 
 
 def _underscored(name: str) -> list[str]:
-    return [word.replace(" ", "_") for word in datasets.task(name, Path()).classnames]
+    return [word.replace(" ", "_") for word in DATA_SETS[name].classnames]
 
 
 def _stl10(root: Path, per_class: int) -> None:
@@ -133,16 +132,14 @@ def _stl10(root: Path, per_class: int) -> None:
         _save(folder / f"{part}_X.bin", images.transpose(0, 3, 2, 1).tobytes())  # column by column
         _save(folder / f"{part}_y.bin", (labels + 1).astype(np.uint8).tobytes())
     _save(folder / "unlabeled_X.bin", b"")
-    _text(folder / "class_names.txt", datasets.task("STL10", root).classnames)
+    _text(folder / "class_names.txt", DATA_SETS["STL10"].classnames)
     _text(folder / "fold_indices.txt", ["0"] * 10)
 
 
 def _cars(root: Path, per_class: int) -> None:
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True, exist_ok=True)
-    makers = [f"{maker} {body}" for maker in ("Alba", "Brio", "Corvo", "Dorado", "Elan", "Fenix",
-              "Gala") for body in ("Sedan", "Coupe", "Wagon", "Cabrio")]  # fmt: skip
-    names = np.array([f"{makers[i % 28]} {2000 + i // 28}" for i in range(196)], dtype=object)
+    names = np.array(DATA_SETS["Cars"].classnames, dtype=object)
     savemat(folder / "devkit/cars_meta.mat", {"class_names": names})
     for part, count, file in (
         ("train", per_class, "devkit/cars_train_annos.mat"),
@@ -161,7 +158,7 @@ def _cars(root: Path, per_class: int) -> None:
 def _dtd(root: Path, per_class: int) -> None:
     folder = root / "dtd/dtd"
     lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for label, name in enumerate(datasets.task("DTD", root).classnames):
+    for label, name in enumerate(DATA_SETS["DTD"].classnames):
         for serial in range(per_class + 1):
             part = "test" if serial == per_class else ("val" if serial % 2 else "train")
             picture = f"{name}/{name}_{serial:04d}.jpg"
@@ -186,7 +183,9 @@ def _gtsrb(root: Path, per_class: int) -> None:
     for label in range(43):
         training = folder / f"GTSRB/Training/{label:05d}"
         for serial in range(per_class):
-            _save(training / f"00000_{serial:05d}.ppm", encoded(label, serial, "PPM"))
+            _save(
+                training / f"{serial // 2:05d}_{serial % 2:05d}.ppm", encoded(label, serial, "PPM")
+            )
         _text(training / f"GT-{label:05d}.csv", rows[:1])
         number = (label * 5) % 43  # test files are not in the order of their classes
         _save(folder / f"GTSRB/Final_Test/Images/{number:05d}.ppm", encoded(label, 99, "PPM"))
@@ -217,16 +216,10 @@ def _resisc45(root: Path, per_class: int) -> None:
 
 
 def scenes() -> list[str]:
-    """Return 397 invented scenes as ClassName.txt lists them, two or three levels deep."""
-    words = [first + second for first in "bcdfglmnprst" for second in ("alo", "ira", "one")]
-    two = [f"/{word[0]}/{word}_{place}" for word in words for place in ("hall", "yard", "lane",
-           "field", "tower")]  # fmt: skip
-    three = [
-        f"/{word[0]}/{word}_house/{side}"
-        for word in words
-        for side in ("indoor", "outdoor", "attic", "cellar", "loft", "porch", "roof")
-    ]
-    return sorted(two + three)[:397]
+    """Return the 397 scenes as ClassName.txt lists them, two or three levels deep."""
+    folders = [name.replace(" ", "_") for name in DATA_SETS["SUN397"].classnames]
+    deep = re.compile("_(indoor|outdoor|natural|urban|exterior|interior)$")
+    return [f"/{folder[0]}/" + deep.sub(r"/\1", folder) for folder in folders]
 
 
 def _sun397(root: Path, per_class: int) -> None:

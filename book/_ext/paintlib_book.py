@@ -39,6 +39,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
             app.disconnect(listener.id)
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
+    app.add_directive("run-noise", ProvenanceTable)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _gather_code)
@@ -135,6 +136,11 @@ class ProvenanceTable(CSVTable):  # type: ignore[misc]  # docutils is not typed
         if self.name == "run-versions":
             made_with = {"commit": run["commit"], "device": run["device"], **run["versions"]}
             return [f'{name},"{version}"' for name, version in made_with.items()], str(file)
+        if self.name == "run-noise":
+            noise = run.get("noise") or {"not measured in this run": ""}
+            return [f"{path},{share and f'{share:.1e}'}" for path, share in noise.items()], str(
+                file
+            )
         steps: dict[str, list[float]] = {"all": list(run["seconds"].values())}
         for step, seconds in sorted(run["seconds"].items()):
             steps.setdefault(step.partition("/")[0], []).append(seconds)

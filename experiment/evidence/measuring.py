@@ -35,6 +35,11 @@ Losses = Mapping[str, TaskLoss]
 
 def measure(run: Run, patching: str, images: int = 0) -> None:
     """Write `evidence/PATCHING.json`: with `images`, on so many test images, and all rules."""
+    if run.choosing != "validation":
+        raise ValueError(
+            f"{run.name} chooses alpha on test images, so these cannot say what is true of the "
+            "choice; the evidence needs a run that chooses on validation images"
+        )
     session = Session(run)
     supported, tasks = run.profile.supported, (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)

@@ -6,7 +6,7 @@ Needs no torch, so that what the profile `paper` costs can be counted without it
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 
@@ -18,20 +18,20 @@ class DataSet:
     validation: int  # of the training pictures
     test: int
     classes: int
-    classnames: tuple[str, ...]  # CLIP's, the index is the label; else on disk or in open_clip
+    classnames: tuple[str, ...]  # CLIP's, the index is the label; ImageNet's are in open_clip
     templates: tuple[str, ...]  # CLIP's prompts, as PAINT uses them; ImageNet's are in open_clip
     prompts: int  # texts of the zero-shot head: each class name in each template
     folders: tuple[str, ...]  # of the classes, in the order of the labels
-    needs: tuple[str, ...]  # files and folders that have to lie under the data folder
+    needs: tuple[str, ...]  # files and folders that have to lie in `folder`
     lists: tuple[str, ...]  # files of the official training set, then that of the test set
-    beside: tuple[str, ...]  # folders that the lists may lie in
+    beside: tuple[str, ...]  # folders that the lists may lie in, seen from `folder`
+    also: tuple[str, ...]  # where people who unpack by hand put what belongs into `folder`
     size: str  # of it on disk
     by_hand: str  # where to look when the download fails
+    hub: Mapping[str, Any]  # its mirror on the Hugging Face Hub, for `datasets.load_dataset`
     folder: str = ""  # official folder under the data folder, which "" stands for
+    hub_head: Mapping[str, list[str]] = field(default_factory=dict)  # of public fine-tuned weights
     how: str = "automatic, by torchvision"
-    mirror: Mapping[str, Any] = field(default_factory=dict)  # options of `snapshot_download`
-    lists_url: str = ""
-    md5: Mapping[str, str] = field(default_factory=dict)  # of the files to download
 
 
 def held_out(train: int) -> int:
@@ -49,9 +49,8 @@ def get(name: str) -> DataSet:
 def _spelt_out(row: dict[str, Any]) -> DataSet:
     row["train"], row["test"] = row.pop("pictures")
     row["validation"] = held_out(row["train"])
-    for key in ("needs", "lists", "beside", "folders"):
+    for key in ("needs", "lists", "beside", "folders", "also"):
         row[key] = tuple(row.get(key, "").split())
-    row["needs"] = tuple(str(PurePosixPath(row.get("folder", ""), need)) for need in row["needs"])
     names = [" ".join(name.split()) for name in row.get("classnames", "").split(",") if name]
     row["classnames"] = tuple(names)
     row["folders"] = row["folders"] or tuple(name.replace(" ", "_") for name in names)

@@ -18,11 +18,12 @@ def baseline(run: Run, *supported: str) -> None:
     visual = session.tower()
     parent = weights.metadata(run.zero_shot)["digest"]
     for task in bar(supported, "baselines"):
-        validation, test = (
-            session.losses(visual, [task], split)[task] for split in ("validation", "test")
-        )
-        images, gradient = validation.evaluate(), validation.gradient()
+        chosen = session.losses(visual, [task], run.choosing)[task]
+        images, gradient = chosen.evaluate(), chosen.gradient()
+        test = images.score
+        if run.choosing != "test":
+            test = session.losses(visual, [task], "test")[task].score()
         tensors = {name: torch.from_numpy(found) for name, found in images._asdict().items()}
         tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
-        score = json.dumps(test.score())
+        score = json.dumps(test)
         weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)

@@ -62,11 +62,15 @@ def provenance(run: Run) -> None:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+    noise = {task: run.noise(task) for task in run.profile.patching}
+    measured = {task: max(results.read_json(file).values())
+                for task, file in noise.items() if file.exists()}  # fmt: skip
     content = {
         "commit": _commit(),
         "device": device,
         "versions": versions,
         "seconds": seconds,
+        **({"noise": measured} if measured else {}),
     }
     results.write_json(run.results / "provenance.json", content)
 

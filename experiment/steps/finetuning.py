@@ -31,19 +31,25 @@ def finetune(run: Run, patching: str) -> None:
     recipe = run.profile.finetuning
     checkpoint = target.with_suffix(".checkpoint")
     split = session.split(patching, "train")
-    if run.profile.limit:  # a generated data set may be smaller than the limit
+    if run.profile.limit or run.profile.sample:  # a data set may be smaller
         recipe = replace(recipe, batch_size=min(recipe.batch_size, len(split.labels)))
-    # bfloat16 needs no scaling of the loss; a GPU without it trains in float32
+    # bfloat16 needs no scaling of the loss; a device that is no faster with it trains in float32
     gpu = session.device.type == "cuda"
-    mixed = gpu and torch.cuda.get_device_capability(session.device) >= (8, 0)
-    precision = torch.bfloat16 if mixed else None
+    fast = torch.cuda.get_device_capability(session.device) >= (8, 0) if gpu else has_amx()
+    precision = torch.bfloat16 if fast and run.profile.real else None
     head = session.head(patching)
     images = session.identity(patching, "train")
     logits = clip.classifier(visual, head, run.profile.pixels, precision)
     identity = f"images {images} head {weights.digest({'head': head})} {precision}"
+    at_once = None if gpu or not run.profile.real else session.batch_size // 2
     steps = training.finetune(visual, logits, split, recipe, seed=run.seed, identity=identity,
-                              checkpoint=checkpoint)  # fmt: skip
+                              checkpoint=checkpoint, at_once=at_once)  # fmt: skip
     training.watch(steps, recipe.steps, f"fine-tune on {patching}")
     weights.save(target, visual.state_dict(), task=patching, step=recipe.steps, seed=run.seed,
                  recipe=recipe, precision=precision or torch.float32, parent=parent)  # fmt: skip
     checkpoint.unlink(missing_ok=True)
+
+
+def has_amx() -> bool:
+    """Say whether this processor multiplies bfloat16 matrices in tiles, far faster than float32."""
+    return bool(torch.cpu._is_amx_tile_supported())

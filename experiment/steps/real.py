@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,19 +11,24 @@ from tqdm import tqdm
 
 from experiment import clip, pixels, results
 from experiment.progress import bar
-from experiment.real import checkpoints, datasets
+from experiment.real import checkpoints, datasets, facts, hub
 from experiment.run import Run
 from experiment.session import Session
-from experiment.tasks import SPLITS, Task
+from experiment.tasks import SPLITS, SplitName, Task
 from experiment.weights import load, save
 
 DATA = Path("data")  # where data sets are looked for
 _SIDE = 224  # pixels of CLIP ViT-B/32
+_TOWER = 4 * 87_849_216  # bytes of its image tower
 
 
 def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
-    """Decode the splits of a data set in the folder `data` into the cache; write where they are."""
-    described, caches = datasets.task(task, data), _caches(run, task, data)
+    """Decode the splits of a data set in the folder `data` into the cache; write where they are.
+
+    With `data` = hub the pictures are drawn from its mirror first.
+    """
+    described = datasets.task(task, "cifar100-spaces" in run.variants)
+    caches = _caches(run, task, data)
     for split, cache in caches.items():
         what, count = f"{task} {split}", len(cache)
         if not cache.ready:
@@ -38,42 +44,105 @@ def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
         "splits": {split: {"cache": c.key, "images": len(c)} for split, c in caches.items()},
     }
     results.write_json(run.images(task), content)
-    results.write_json(_seen(run, task), {"fingerprint": datasets.fingerprint(task, data)})
 
 
-def check(run: Run, data: Path = DATA) -> None:
+def check(run: Run, data: Path = DATA, weights: str = "") -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
     depends. One that was taken away since it was decoded is not missed. All data sets that are
-    missing are named in a ValueError, and so are fine-tuned weights.
+    missing are named in a ValueError, and so are those whose numbers of pictures are not the
+    official ones, fine-tuned weights, a file of `weights`, and a disk without the room.
     """
-    wanted = [task for task in run.profile.tasks if not run.images(task).exists()]
+    if weights not in ("", "openai", "random") and not Path(weights).is_file():
+        import open_clip
+
+        tags = open_clip.list_pretrained_tags_by_model(run.profile.clip)
+        if weights not in tags:
+            raise ValueError(f"WEIGHTS={weights} is no file, and none of {', '.join(tags)}")
+    tasks, there = run.profile.tasks, [] if data == hub.ROOT else list(run.profile.tasks)
+    wanted = [task for task in there if not run.images(task).exists()]
     if missing := datasets.missing(wanted, data):
         lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
         raise ValueError(
-            f"{len(missing)} of {len(run.profile.tasks)} data sets are not in {data.resolve()}:"
+            f"{len(missing)} of {len(tasks)} data sets are not in {data.resolve()}:"
             f"{lines}\n`.venv/bin/python -m experiment data --data {data}` says how to get each; "
-            "TASKS=A,B,... runs only some"
+            "TASKS=A,B,... runs only some; DATA=hub draws them from mirrors"
         )
     if lost := [t for t in run.profile.patching if run.source == "given" and not run.given(t)]:
         raise ValueError(
             f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
             f"fine-tuned weights: TASK.safetensors and TASK.pt are missing for {', '.join(lost)}"
         )
-    for task in run.profile.tasks:
+    if data == hub.ROOT:
+        hub.check(wanted := [t for t in tasks if not run.images(t).exists()], run.cache)
+        if "GTSRB" in wanted and "gtsrb-tracks" in run.variants:
+            raise ValueError("gtsrb-tracks needs DATA=FOLDER: the mirror's images tell no tracks")
+    _check_room(run, data)
+    for task in tasks:
         if not run.source_of(task).exists():
             results.write_json(run.source_of(task), {})
-        if task in wanted or datasets.missing([task], data):
-            continue
-        seen, fingerprint = _seen(run, task), {"fingerprint": datasets.fingerprint(task, data)}
-        if seen.exists() and results.read_json(seen) == fingerprint:
-            continue
-        decoded = results.read_json(run.images(task))["splits"]
-        keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
-        if keys != {split: entry["cache"] for split, entry in decoded.items()}:
-            results.write_json(run.source_of(task), keys)
-        results.write_json(seen, fingerprint)
+    counts = {task: _look(run, task, data) for task in there if not datasets.missing([task], data)}
+    odd = {task: n for task, n in counts.items() if n and task not in run.accept}
+    if odd and not run.profile.limit:
+        lines = "".join(f"\n  {task}: {n}" for task, n in odd.items())
+        raise ValueError(
+            f"{len(odd)} of {len(tasks)} data sets in {data.resolve()} are not whole or of another "
+            f"version:{lines}\nunpack them again, or ACCEPT={','.join(odd)} takes them as they are"
+        )
+
+
+def _look(run: Run, task: str, data: Path) -> str:
+    """Note whether a data set has changed, and return how it deviates from the official one."""
+    note, before = run.images(task).with_suffix(".seen"), {}
+    if note.exists():
+        before = results.read_json(note)
+    seen = {"fingerprint": datasets.fingerprint(task, data)}
+    if before.get("fingerprint") != seen["fingerprint"]:
+        before = seen | {"deviation": datasets.deviation(task, data)}
+        if run.images(task).exists():
+            decoded = results.read_json(run.images(task))["splits"]
+            keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
+            if keys != {split: entry["cache"] for split, entry in decoded.items()}:
+                results.write_json(run.source_of(task), keys)
+        results.write_json(note, before)
+    return str(before["deviation"])
+
+
+def _check_room(run: Run, data: Path) -> None:
+    """Refuse a run whose decoded images and weights find no room, as far as they are not there."""
+    if run.cache.is_symlink() and not run.cache.exists():
+        raise ValueError(
+            f"{run.cache} is a link to {run.cache.readlink()}, which is not there: mount it, "
+            "or take the link away"
+        )
+    notes = [results.read_json(file) for file in run.cache.parent.glob("*/tasks/*.json")]
+    splits = [(note["task"], *item) for note in notes if note for item in note["splits"].items()]
+    decoded = {(t, s, e["images"]) for t, s, e in splits if (run.cache / e["cache"]).is_dir()}
+    pictures, downloads = 0, 0.0
+    for task in run.profile.tasks:
+        known = facts.get(task)
+        whole = {"train": known.train - known.validation, "validation": known.validation,
+                 "test": known.test}  # fmt: skip
+        for split in _splits(run, task):
+            count = min(run.profile.images(split) or whole[split], whole[split])
+            pictures += count * ((task, split, count) not in decoded)
+        if data == hub.ROOT and not run.profile.images("test"):
+            downloads += 1e9 * float(known.size.split()[0])
+    lacking = [task for task in run.profile.patching if not run.fine_tuned(task).exists()]
+    cached, weights = pictures * 3 * _SIDE**2 + downloads, (len(lacking) + 5) * _TOWER
+    disks: dict[int, tuple[Path, float]] = {}
+    for folder, need in ((run.cache.absolute(), cached), (run.folder.absolute(), weights)):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        disk = place.stat().st_dev
+        disks[disk] = (place, need + disks.get(disk, (place, 0.0))[1])
+    for place, need in disks.values():
+        if need > (free := shutil.disk_usage(place).free):
+            raise ValueError(
+                f"the run writes {need / 1e9:.1f} GB to the disk of {place}, which has "
+                f"{free / 1e9:.1f} GB free: IMAGES=n takes a sample, and {run.cache} may be a link "
+                "to a folder on another disk"
+            )
 
 
 def zero_shot(run: Run, weights: str = "openai") -> None:
@@ -94,6 +163,8 @@ def head(run: Run, task: str) -> None:
     session = Session(run)
     assert isinstance(run.profile.clip, str)
     described = results.read_json(run.images(task))
+    if run.source == "hub":  # the public weights were trained against this head
+        described |= facts.get(task).hub_head
     templates = described["templates"][: 1 if run.profile.limit else None]
     prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
@@ -108,17 +179,22 @@ def head(run: Run, task: str) -> None:
     save(run.head(task), {"head": rows}, task=task)
 
 
+def _splits(run: Run, task: str) -> list[SplitName]:
+    """Return the splits that a run reads."""
+    trained = task in run.profile.patching and run.source == "own"
+    read = {"train": trained, "validation": run.choosing == "validation", "test": True}
+    return [split for split in SPLITS if read[split]]
+
+
 def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
     caches: dict[str, pixels.Cache] = {}
-    for split in SPLITS:
-        if split == "train" and (task in run.profile.supported or run.source != "own"):
-            continue  # never fine-tuned on
-        pictures = datasets.open_split(task, data, split)
-        rows = pixels.choose(pictures, run.profile.images(split))
+    for split in _splits(run, task):
+        images, tracks = run.profile.images(split), "gtsrb-tracks" in run.variants
+        if data == hub.ROOT:
+            pictures = hub.open_split(task, run.cache, split, images, task in run.accept)
+        else:
+            pictures = datasets.open_split(task, data, split, tracks)
         fit: pixels.Fit = "squash" if split == "train" else "crop"
+        rows = pixels.choose(pictures, images, bool(run.profile.sample))
         caches[split] = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
     return caches
-
-
-def _seen(run: Run, task: str) -> Path:
-    return run.images(task).with_suffix(".seen")

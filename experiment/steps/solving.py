@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from experiment import gallery, results, weights
 from experiment.profiles import ALPHAS
@@ -20,14 +22,17 @@ from experiment.run import Run
 from experiment.session import Session
 from paintlib import metrics, sampling, solver
 from paintlib.files import replacing
+from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
 from paintlib.normalisation import NORMALISATIONS
 from paintlib.objective import ImageScores, PairObjective, Score
+from paintlib.solver import Evaluation
 from paintlib.store import Store
 
 NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
 DRAWS = 500  # of the bootstrap
+MIDDLE = 0.5  # of the path, where the noise is measured
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
 
@@ -42,44 +47,127 @@ def solve(run: Run, patching: str) -> None:
     visual, path = session.tower(empty=True), session.path(patching)
     store = _open_store(session, patching)
     tests, gradients = _take_baselines(run, path, store)
-    validation = session.losses(visual, tasks, "validation")
+    chosen = session.losses(visual, tasks, run.choosing)
     for alpha in bar(ALPHAS, f"curves to {patching}"):
         if missing := [task for task in tasks if store.get(alpha, task) is None]:
             path.set_(visual, alpha)
-            store.put(alpha, {task: validation[task].evaluate() for task in missing})
+            store.put(alpha, {task: chosen[task].evaluate() for task in missing})
+    noise = measure_noise(session, visual, path, patching, store)
     gallery.write_predictions(session, visual, path, patching)
     held_out = session.losses(visual, tasks, "test")
-    for pair, classes, losses in _pairs(session, validation, patching):
-        objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
-        record = solve_pair(objective, classes, path.length, gradients[pair[0]])
-        answers = {name: found["alpha"] for name, found in record["solutions"].items()}
-        points = {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}
-        for alpha, task in ((alpha, task) for alpha in points.values() for task in pair):
+
+    def tested(alpha: float, pair: Sequence[str]) -> list[Score]:
+        for task in pair:
             if (alpha, task) not in tests:
                 path.set_(visual, alpha)
                 tests[alpha, task] = held_out[task].score()
-        record["test"] = {
-            name: {"alpha": alpha, **_by_role([_plain(tests[alpha, task]) for task in pair])}
-            for name, alpha in points.items()
-        }
+        return [tests[alpha, task] for task in pair]
+
+    for pair, classes, losses in _pairs(session, chosen, patching):
+        objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
+        if not run.profile.limit:
+            refuse_noise(objective, math.hypot(*(noise[task] for task in pair)))
+        record = solve_pair(objective, classes, path.length, gradients[pair[0]])
+        if run.chosen_on == "halves":
+            record |= cross_fit(objective, classes, run.seed)
+        else:
+            answers = {name: found["alpha"] for name, found in record["solutions"].items()}
+            same = run.chosen_on == "test"
+            score = objective.score if same else functools.partial(tested, pair=pair)
+            record["test"] = _points(answers, score)
         whose = _by_role(pair) | {"labels": _by_role([run.profile.label(task) for task in pair])}
         results.write_pair(run.pair(*pair), {"schema": 2, **whose, "run": run.choices, **record})
     _publish(store, run.evaluations(patching))
 
 
-def solve_pair(
-    objective: PairObjective, classes: Sequence[int], length: float, gradient: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return what a pair's results file says of its validation images."""
+def search(objective: PairObjective) -> dict[str, solver.Solution]:
+    """Return the answer of each solver of the results."""
     grid = solver.grid(objective, step=0.05)
     ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
-    answers = {
+    return {
         "grid": grid,
         "quintic": solver.quintic(objective, known=grid.trace),
         "log_quintic": solver.log_quintic(objective, known=ends, xtol=xtol),
     }
+
+
+def cross_fit(objective: PairObjective, classes: Sequence[int], seed: int) -> dict[str, Any]:
+    """Choose alpha on one half of the images and score it on the other, both ways averaged."""
+    halves = [half(objective, classes, seed, first) for first in (True, False)]
+    ways = []
+    for own, other in zip(halves, halves[::-1], strict=True):
+        found = {name: answer.alpha for name, answer in search(own).items()}
+        ways.append(_points(found, other.score))
+    return {"halves": {name: [way[name]["alpha"] for way in ways] for name in ways[0]},
+            "test": _mean(ways)}  # fmt: skip
+
+
+def half(objective: PairObjective, classes: Sequence[int], seed: int, first: bool) -> PairObjective:
+    """Return the objective of a seeded half of each task's images; `objective` evaluates them."""
+
+    def evaluate(alpha: float, _: Sequence[str]) -> list[ImageScores]:
+        rows = []
+        for images in objective.images(alpha):
+            order = np.random.default_rng(seed).permutation(len(images.losses))
+            kept = np.sort(order[int(first) :: 2])
+            rows.append(ImageScores(images.losses[kept], images.correct[kept]))
+        return rows
+
+    if few := [n for n, row in zip(objective.names, objective.images(0.0), strict=True)
+               if len(row.losses) < 2]:  # fmt: skip
+        raise ValueError(f"{few[0]} has one image, which has no halves; take more images")
+    kind = objective.normalisation
+    return PairObjective.replay(None, objective.names, classes, kind, evaluate=evaluate)
+
+
+def measure_noise(session: Session, visual: nn.Module, path: WeightPath, patching: str,
+                  store: Store) -> dict[str, float]:  # fmt: skip
+    """Write what rounding changes in each task's loss, as a share of the zero-shot loss.
+
+    The middle of the path is scored again in other batches. What an image's loss changes by is the
+    noise of one loss; that of their mean is never taken below the change of the mean itself.
+    """
+    path.set_(visual, MIDDLE)
+    noise = {}
+    for task in (*session.run.profile.supported, patching):
+        stored, start = store.get(MIDDLE, task), store.get(0.0, task)
+        assert stored and start  # solve has evaluated both
+        size = max(1, min(session.batch_size, len(stored.losses)) // 3)
+        loss = session.losses(visual, [task], session.run.choosing, size)[task]
+        change = loss.evaluate().losses - stored.losses
+        mean = max(abs(change.mean()), change.std() / math.sqrt(len(change)))
+        noise[task] = float(mean / start.losses.mean())
+    results.write_json(session.run.noise(patching), noise)
+    return noise
+
+
+def refuse_noise(objective: PairObjective, noise: float) -> None:
+    """Refuse a search whose tolerance lies below the noise of the objective, before it begins.
+
+    Around the minimum, alphas closer than sqrt(2 noise / curvature) have sums that differ by less
+    than the noise.
+    """
+    samples = [Evaluation(a, math.fsum(objective(a)), objective(a)) for a in ALPHAS]
+    best = min(samples, key=lambda sample: sample.value)
+    curvature = float(fit_parts(samples).curvature(best.alpha))
+    asked = sampling.tolerance(objective)(samples)
+    told_apart = math.sqrt(2 * noise / curvature) if curvature > 0 else 0.0
+    if told_apart > asked:
+        raise ValueError(
+            f"{' + '.join(objective.names)}: the losses have a noise of {noise:.1e}, so alphas "
+            f"closer than {told_apart:.1e} cannot be told apart, but the search asks for "
+            f"{asked:.1e}; compute the losses in float32 without TF32"
+        )
+
+
+def solve_pair(
+    objective: PairObjective, classes: Sequence[int], length: float, gradient: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what a pair's results file says of the images that alpha is chosen on."""
+    answers = search(objective)
+    grid = answers["grid"]
     paid = {name: found.evaluations for name, found in answers.items()}
-    paid["grid"] = len(grid.trace) - len(ends)
+    paid["grid"] = len(grid.trace) - 2  # the ends, which all methods share
     paid["quintic"] += paid["grid"]
     errors = {name: sampling.standard_error(objective, found) for name, found in answers.items()}
     against = {name: (answers[name].alpha, grid.alpha) for name in ("quintic", "log_quintic")}
@@ -135,7 +223,7 @@ def complete(run: Run, patching: str) -> None:
     session = Session(run)
     visual, path = session.tower(empty=True), session.path(patching)
     store = _open_store(session, patching)
-    tasks = session.losses(visual, (*run.profile.supported, patching), "validation")
+    tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
     for pair, classes, losses in _pairs(session, tasks, patching):
         for kind in NORMALISATIONS:
             objective = PairObjective(path, losses, classes, kind, names=pair, store=store)
@@ -156,6 +244,22 @@ def _pairs(
 
 def _by_role(both: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(("supported", "patching"), both, strict=True))
+
+
+def _points(answers: Mapping[str, float], score: Callable[[float], Sequence[Score]]
+) -> dict[str, Any]:  # fmt: skip
+    at = {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}
+    return {
+        name: {"alpha": alpha, **_by_role([_plain(found) for found in score(alpha)])}
+        for name, alpha in at.items()
+    }
+
+
+def _mean(found: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of the numbers in dicts of equal keys."""
+    if isinstance(found[0], Mapping):
+        return {key: _mean([one[key] for one in found]) for key in found[0]}
+    return math.fsum(found) / len(found)
 
 
 def _plain(score: Score) -> dict[str, float]:
@@ -189,11 +293,12 @@ def _take_baselines(
                 f"{run.baseline(task)} is of other weights than {run.zero_shot}; "
                 "delete it and run again"
             )
-        scores = ImageScores(*(tensors.pop(name).numpy() for name in ("losses", "correct")))
+        scores = ImageScores(tensors.pop("losses").numpy(), tensors.pop("correct").numpy())
         store.put(0.0, {task: scores})
         tests[0.0, task] = Score(*json.loads(known["test"]))
         parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
         gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()})
+        del parts, tensors  # as large as the tower
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         similarity = metrics.gradient_similarity(displacement, gradient)
         slope = -similarity * norm * path.length  # <gradient, w_ft - w_zs>

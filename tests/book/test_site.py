@@ -173,10 +173,12 @@ def test_pages_carry_notebook_licence_and_citation(soups):
             notebook = soup.select_one("a.btn-download-source-button[href$='.ipynb']")["href"]
             text = (page.parent / notebook).read_text(encoding="utf-8")
             assert json.loads(text)["nbformat"] == 4 and '"image/' not in text, page
-            assert "The run behind" in soup.article.text, page
+            own = page.stem == "your_checkpoints"  # which is of no run
+            assert own or "The run behind" in soup.article.text, page
             pair = page.parent.name == "pairs"
             step = f"pair/{page.stem.rpartition('-')[2]}" if pair else f"page/{page.stem}"
-            assert f"took {PROVENANCE['seconds'][step]} s to run" in footer.text, page
+            if seconds := PROVENANCE["seconds"].get(step):  # of pages that are newer, unknown
+                assert f"took {seconds} s to run" in footer.text, page
 
 
 def test_status_holds_what_the_run_recorded(soups):
@@ -192,7 +194,11 @@ def test_names_of_the_library_lead_to_its_docstrings_and_these_to_its_source(sou
     for file, soup in soups.items():
         for code in soup.select("article :is(p, li, td) code.literal"):
             name = code.text.removesuffix("()")
-            if "_modules" in file.parts or not re.fullmatch(r"paintlib\.\w[\w.]*", name):
+            if (
+                "_modules" in file.parts
+                or not re.fullmatch(r"paintlib\.\w[\w.]*", name)
+                or name.endswith(".npz")
+            ):
                 continue
             link = code.find_parent("a")
             assert link and "api.html#" in link["href"], f"{file}: {name}"

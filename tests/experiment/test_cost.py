@@ -28,13 +28,14 @@ def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
 
 def test_steps_of_one_pair_are_counted_by_hand():
     work = cost.steps(["STL10"], ["DTD"], fresh=1.5, answers=2)
-    assert list(work) == ["decode", "head", "finetune", "baseline", "solve"]
+    assert list(work) == ["decode", "head", "verify", "finetune", "baseline", "solve"]
     assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
     assert work["head"] == cost.Work(2, prompts=20 + 376)
+    assert work["verify"] == cost.Work(3, forward=2000 + 2 * 1880)
     assert work["finetune"] == cost.Work(1, training=2000 * 128)
     assert work["baseline"] == cost.Work(1, forward=500 + 8000, training=500)
     repaired = 376 + 1880  # at the zero-shot weights, besides all other alphas and the far end
-    forward = (len(ALPHAS) - 1) * (500 + 376) + 8000 + 1880 + repaired
+    forward = len(ALPHAS) * (500 + 376) + 8000 + 1880 + repaired  # one for the noise
     assert work["solve"] == cost.Work(1, forward=forward + 1314 + 2 * 9880)
 
 
@@ -44,7 +45,9 @@ def test_jobs_are_those_of_the_workflow():
         step: work.jobs
         for step, work in cost.steps(names[:4], names[4:], fresh=0, answers=0).items()
     }
-    assert jobs == {"decode": 13, "head": 13, "baseline": 1, "finetune": 9, "solve": 9}
+    assert jobs == {
+        "decode": 13, "head": 13, "verify": 22, "baseline": 1, "finetune": 9, "solve": 9,
+    }  # fmt: skip
 
 
 def test_hours_add_up_and_fall_with_the_rate():

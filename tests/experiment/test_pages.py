@@ -1,7 +1,10 @@
+import shutil
+
 import nbformat
 import pytest
+from project import ROOT
 
-from experiment import pages
+from experiment import pages, results
 from experiment.run import Run
 
 HEADER = """---
@@ -79,3 +82,22 @@ def test_warning_in_a_page_is_a_failure(notebook, run, tmp_path):
 def test_unknown_parameter_is_refused(notebook, run, tmp_path):
     with pytest.raises(ValueError, match="has no parameter 'sise'; it takes size"):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
+
+
+@pytest.mark.parametrize("name", ["figure2", "open_questions"])
+def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
+    """Both losses rise from the zero-shot end on, so every search ends there."""
+    kept, small = ROOT / "results/micro", tmp_path / "results/small"
+    said = results.read_json(kept / "run.json")
+    said |= {"supported": ["STL10"], "patching": ["MNIST", "SVHN"]}
+    results.write_json(small / "run.json", said)
+    shutil.copytree(kept / "evaluations", small / "evaluations")
+    for patching in said["patching"]:
+        pair = results.read_pair(kept / f"pairs/STL10-{patching}.json")
+        for role in ("supported", "patching"):
+            alphas, loss = pair["curves"]["alphas"], pair["curves"][role]["loss"]
+            pair["curves"][role]["loss"] = [loss[0] * 2**alpha for alpha in alphas]
+        results.write_pair(small / f"pairs/STL10-{patching}.json", pair)
+    target = tmp_path / "page.ipynb"
+    run(ROOT / f"notebooks/{name}.md", target, {"results": small})
+    assert "STL10" in target.read_text(encoding="utf-8")

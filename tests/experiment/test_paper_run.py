@@ -20,12 +20,12 @@ from PIL import Image
 from project import copy_project, git, make
 from safetensors.torch import save_file
 
-from experiment import clip, gallery, pixels, replay, results, session, training, weights
+from experiment import clip, gallery, pixels, replay, report, results, session, training, weights
 from experiment.__main__ import find as step
 from experiment.__main__ import main
 from experiment.profiles import PATCHING, PROFILES, SUPPORTED
 from experiment.real import checkpoints, datasets
-from experiment.run import Run
+from experiment.run import VARIANTS, Run
 from experiment.session import Session
 
 TINY = {
@@ -79,7 +79,7 @@ def test_every_layout_becomes_cached_splits_and_a_head(run, data, task):
         first = min(6, len(pictures))
         assert len(split.labels) == first
     head = Session(run).head(task)
-    assert head.shape == (len(datasets.task(task, data).classnames), 32)
+    assert head.shape == (len(datasets.task(task).classnames), 32)
     # the text tower at the prompts' own length gives what the whole context gives
     described = results.read_json(run.images(task))
     prompts = [described["templates"][0].format(name) for name in described["classnames"][:3]]
@@ -163,7 +163,8 @@ def test_given_checkpoints_replace_finetuning(run, data, tmp_path, monkeypatch):
         checkpoints, "hub_checkpoint", lambda task: tmp_path / f"{task}.safetensors"
     )
     step("decode")(hub, "SVHN", data)  # public weights need no train images
-    assert set(results.read_json(hub.images("SVHN"))["splits"]) == {"validation", "test"}
+    # nor validation images, which those weights have seen
+    assert set(results.read_json(hub.images("SVHN"))["splits"]) == {"test"}
     step("finetune")(hub, "MNIST")
     assert torch.equal(weights.load(hub.fine_tuned("MNIST"))[0]["proj"], stored["proj"])
 
@@ -208,11 +209,82 @@ def test_data_is_noticed_when_its_pictures_change_and_only_then(run, tmp_path):
     for path in (forests.parent, folder / "cifar-10-batches-py/test_batch"):
         os.utime(path, (1, 1))
     assert noticed() == []  # touched, but the same pictures
-    for picture in forests.iterdir():
-        picture.write_bytes(picture.read_bytes() + b"\0")
-    os.utime(forests.parent, (2, 2))
-    assert noticed() == ["EuroSAT"] and noticed() == []
+    pictures = sorted(forests.parent.rglob("*.jpg"))
+    [picture, *_] = sorted(forests.iterdir())
+    os.utime(picture, (1, 1))
+    assert noticed() == []
+    for change in (
+        lambda: [p.write_bytes(p.read_bytes() + b"\0") for p in pictures],
+        lambda: [p.write_bytes(p.read_bytes()[:-1] + b"\1") for p in pictures],  # of the same size
+        lambda: shutil.copyfile(picture, forests / "Forest_11.jpg"),
+        lambda: picture.unlink(),
+    ):
+        change()
+        assert noticed() == ["EuroSAT"] and noticed() == []
+        step("decode")(some, "EuroSAT", folder)
     step("check")(some, tmp_path / "gone")  # the cache is enough
+
+
+def sampled(run, names, root):
+    """The same run without a limit, so that its data sets have to be whole."""
+    return dataclasses.replace(
+        run, profile=dataclasses.replace(run.profile.only(names), limit=0), root=root
+    )
+
+
+def test_data_sets_that_are_not_whole_are_all_named_before_anything_starts(run, tmp_path):
+    folder, names = tmp_path / "data", ["STL10", "EuroSAT", "MNIST"]
+    trees.write(folder, names=names)
+    whole = sampled(run, names, tmp_path)
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(ValueError, match="3 of 3 data sets") as error:
+            step("check")(whole, folder)
+        assert "EuroSAT: 80 training and 10 test pictures, officially 21,600" in str(error.value)
+        assert "ACCEPT=STL10,EuroSAT,MNIST takes them" in str(error.value)
+    with pytest.raises(ValueError, match="1 of 3 data sets .*\n  STL10: 30 training"):
+        step("check")(dataclasses.replace(whole, accept=("EuroSAT", "MNIST")), folder)
+    step("check")(dataclasses.replace(whole, accept=tuple(names)), folder)
+    step("check")(dataclasses.replace(run, profile=run.profile.only(names), root=tmp_path), folder)
+
+
+def test_a_disk_without_the_room_and_a_lost_link_stop_the_run(run, data, tmp_path, monkeypatch):
+    some = dataclasses.replace(run, profile=run.profile.only(["STL10", "DTD"]), root=tmp_path)
+    need = 5 * 6 * 3 * 224**2 + 6 * 4 * 87_849_216  # five splits of six images, weights
+    usage = type("usage", (), {"free": need})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    step("check")(some, data)
+    usage.free -= 1
+    with pytest.raises(ValueError, match=r"writes 2\.1 GB to the disk of .*IMAGES=n"):
+        step("check")(some, data)
+    step("decode")(some, "STL10", data)  # what is decoded needs no room
+    step("check")(some, data)
+    shutil.rmtree(some.cache)
+    some.cache.symlink_to(tmp_path / "disk")
+    with pytest.raises(ValueError, match="cache is a link to .*disk, which is not there"):
+        step("check")(some, data)
+
+
+def test_variants_make_runs_of_their_own(run, data, tmp_path):
+    other = Run.of("paper", limit=6, variants="gtsrb-tracks, cifar100-spaces")
+    assert other.name == "paper-limit6-cifar100-spaces-gtsrb-tracks"
+    assert other.unusual == {"variants": "cifar100-spaces,gtsrb-tracks"}  # as its pages say
+    assert len(report.how(other.unusual)) == 2 and tuple(report.VARIANTS) == VARIANTS
+    with pytest.raises(ValueError, match="no 'tracks'; choose from cifar100-spaces"):
+        Run.of("paper", variants="tracks")
+    usual, other = (
+        dataclasses.replace(run, root=tmp_path, variants=variants)
+        for variants in ("", "cifar100-spaces,gtsrb-tracks")
+    )
+    described = []
+    for each in (usual, other):
+        for task in ("CIFAR100", "GTSRB"):
+            step("decode")(each, task, data)
+            described.append(results.read_json(each.images(task)))
+    assert "pickup_truck" in described[0]["classnames"]
+    assert "pickup truck" in described[2]["classnames"]
+    keys = [{s: e["cache"] for s, e in d["splits"].items()} for d in described]
+    assert keys[0] == keys[2] and keys[1]["test"] == keys[3]["test"]
+    assert keys[1]["validation"] != keys[3]["validation"]
 
 
 def test_lost_cache_says_how_to_decode_again(run, data, tmp_path):
@@ -236,6 +308,16 @@ def test_missing_weights_are_all_named(run, tmp_path):
         step("check")(given, tmp_path / "gone")
     named = str(error.value).partition("missing for ")[2].split(", ")
     assert set(named) == set(PATCHING) - {"DTD"}
+
+
+def test_weights_that_do_not_exist_are_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--profile", "paper", "--weights", "/nofile"]) == 1
+    assert "WEIGHTS=/nofile is no file, and none of openai, " in capsys.readouterr().err
+    for known in ("openai", "laion400m_e32", str(tmp_path / "w.pt")):  # goes on to the data sets
+        (tmp_path / "w.pt").touch()
+        assert main(["check", "--profile", "paper", "--weights", known]) == 1
+        assert "data sets are not in" in capsys.readouterr().err
 
 
 def test_missing_data_sets_are_all_named_before_anything_starts(tmp_path, capsys, monkeypatch):

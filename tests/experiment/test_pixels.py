@@ -33,6 +33,9 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def digest(self, rows) -> str:
+        return hashlib.sha256(str(list(rows)).encode()).hexdigest()
+
     def __getitem__(self, index: int) -> Image.Image:
         time.sleep(self.pause)
         self.read += 1

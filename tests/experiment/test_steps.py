@@ -145,6 +145,22 @@ def test_stored_evaluations_are_the_model_s_and_replay_the_pair(tiny):
     np.testing.assert_allclose(losses.evaluate().losses, objective.images(0.35)[1].losses, 1e-5)
 
 
+def test_gpu_check_meets_a_finished_run_and_notices_another(tiny, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "solve", lambda *given: "")
+    pairs, half = gpu_check.check_smoke(tiny, torch.device("cpu"))
+    assert pairs.holds and "of MNIST" in half.found
+    known = results.read_pair(tiny.pair("CIFAR10", "MNIST"))
+    known["curves"]["patching"]["loss"][7] *= 1.01
+    monkeypatch.setattr(gpu_check.results, "read_pair", lambda file: known)
+    assert not next(gpu_check.check_smoke(tiny, torch.device("cpu"))).holds
+    monkeypatch.setattr(gpu_check, "solve", lambda *given: "paintlib: no room")
+    (failed,) = gpu_check.check_smoke(tiny, torch.device("cpu"))
+    assert failed == ("profile `smoke`", False, "paintlib: no room")
+
+
 def test_alpha_that_is_not_stored_is_evaluated_where_the_weights_are(tiny, tmp_path):
     fresh = replay.objective(tiny.results, "CIFAR10", "MNIST")
     near = replay.objective(tiny.results, "CIFAR10", "MNIST")

@@ -128,8 +128,11 @@ def test_path_moves_to_a_device_in_place():
 def test_half_precision_is_interpolated_in_float32():
     path = WeightPath(network(1, torch.float16), network(2, torch.float16))
     assert path.start.dtype == torch.float32
+    for name, tensor in path.set_(network(3, torch.float16), 0.3).state_dict().items():
+        ends = (network(seed, torch.float16).state_dict()[name].float() for seed in (1, 2))
+        assert torch.equal(tensor, torch.lerp(*ends, 0.3).half()), name
     with pytest.raises(ValueError, match=r"torch\.float16.*model\.float"):
-        path.set_(network(3, torch.float16), 0.5)
+        WeightPath(network(1), network(2)).set_(network(3, torch.float16), 0.5)
 
 
 def test_integer_tensors_come_from_the_nearer_end():

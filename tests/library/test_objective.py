@@ -7,7 +7,16 @@ import pytest
 import torch
 from small import batches, network
 
-from paintlib import PairObjective, Score, Store, TaskLoss, WeightPath, normaliser, solver
+from paintlib import (
+    PairObjective,
+    Score,
+    Store,
+    TaskLoss,
+    WeightPath,
+    normaliser,
+    sampling,
+    solver,
+)
 from paintlib.normalisation import NORMALISATIONS, Normaliser
 from paintlib.objective import ImageScores
 
@@ -21,6 +30,9 @@ def forwards(monkeypatch):
         torch.nn.Sequential, "forward", lambda self, x: (seen.append(len(x)), before(self, x))[1]
     )
     return seen
+
+
+AGAIN = 14  # the first batch of each of two tasks is scored twice
 
 
 def scored(*losses):
@@ -75,20 +87,65 @@ def test_image_scores_average_to_a_score():
 
 def test_objective_evaluates_each_alpha_once(pair, forwards):
     objective = pair()
-    assert objective.evaluated == [0.0] and sum(forwards) == 60  # the scale needs alpha = 0
+    assert objective.evaluated == [0.0] and sum(forwards) == 60 + AGAIN  # the scale needs alpha = 0
     assert objective.known(0.0) and not objective.known(0.5)
     solution = solver.log_quintic(objective)
-    assert sum(forwards) == 60 * solution.evaluations
+    assert sum(forwards) == 60 * solution.evaluations + AGAIN
     assert objective.evaluated == list(dict.fromkeys(e.alpha for e in solution.fresh))
     again = solver.log_quintic(objective)
-    assert again == solution and sum(forwards) == 60 * solution.evaluations
+    assert again == solution and sum(forwards) == 60 * solution.evaluations + AGAIN
     assert objective.images(solution.alpha)[0].score == objective.score(solution.alpha)[0]
 
 
-def test_minmax_evaluates_its_samples_at_once(pair):
-    assert pair("minmax").evaluated == list(PairObjective.samples)
+def test_minmax_evaluates_its_samples_when_first_needed_and_counts_them(pair):
+    objective = pair("minmax")
+    assert objective.evaluated == [] and sampling.contributions(objective, 0.3) is None
+    objective.score(0.31)
+    assert objective.evaluated == [0.31]
+    assert sampling.contributions(objective, 0.31) is None  # evaluates no scale for an error
+    objective(0.31), objective(0.35)
+    assert objective.evaluated == [0.31, *PairObjective.samples]
     assert PairObjective.samples == tuple(np.linspace(0.0, 1.0, 21).round(12).tolist())
     assert pair("none").evaluated == [0.0]
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_weights_are_factors_of_the_normalised_losses(pair, kind):
+    plain, weighed = pair(kind), pair(kind, weights=(1, 3))
+    assert plain.weights == (1.0, 1.0) and weighed.weights == (1.0, 3.0)
+    for alpha in (0.0, 0.35):
+        first, second = plain(alpha)
+        assert weighed(alpha) == (first, 3 * second)
+    assert weighed.normalisers == plain.normalisers
+    assert pair(kind, weights=(1, 1))(0.35) == plain(0.35)
+
+
+def test_weights_move_the_minimum_as_a_sum_of_weighed_parts_does(pair):
+    plain = pair()
+    for weights in ((1, 3), (5, 1), (0, 1)):
+        found = solver.grid(pair(weights=weights))
+        dense = [
+            sum(w * p for w, p in zip(weights, plain(s.alpha), strict=True)) for s in found.trace
+        ]
+        assert found.value == pytest.approx(min(dense), rel=1e-12)
+    assert solver.grid(pair(weights=(7, 7))).alpha == solver.grid(plain).alpha
+
+
+def test_replay_takes_weights(pair, tmp_path):
+    live = pair(store=Store(tmp_path / "s.npz"), weights=(2, 0.5))
+    expected = live(0.5)
+    stored = Store(tmp_path / "s.npz", writable=False)
+    assert PairObjective.replay(stored, "01", [4, 4], weights=(2, 0.5))(0.5) == expected
+
+
+@pytest.mark.parametrize(
+    "weights", [(1,), (1, 2, 3), (1, -1), (0, 0), (1, math.nan), (math.inf, 1)]
+)
+def test_weights_that_are_no_factors_are_refused(pair, weights):
+    with pytest.raises(
+        ValueError, match=r"2 tasks but the weights \(.*; give each task a positive"
+    ):
+        pair(weights=weights)
 
 
 def test_search_resumes_from_its_store_without_repeating_an_evaluation(pair, forwards, tmp_path):
@@ -107,13 +164,13 @@ def test_search_resumes_from_its_store_without_repeating_an_evaluation(pair, for
     forwards.clear()
     with pytest.raises(Killed):
         solver.log_quintic(dies_after(pair(store=Store(tmp_path / "s.npz")), 3))
-    assert sum(forwards) == 3 * 60
+    assert sum(forwards) == 3 * 60 + AGAIN
     resumed = pair(store=Store(tmp_path / "s.npz"))
     assert solver.log_quintic(resumed) == whole
     assert len(resumed.evaluated) == whole.evaluations - 3
-    assert sum(forwards) == 60 * whole.evaluations
+    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN
     assert solver.log_quintic(pair(store=Store(tmp_path / "s.npz", writable=False))) == whole
-    assert sum(forwards) == 60 * whole.evaluations
+    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN
 
 
 def test_task_that_is_stored_is_not_evaluated_again(forwards, tmp_path):
@@ -121,10 +178,10 @@ def test_task_that_is_stored_is_not_evaluated_again(forwards, tmp_path):
     tasks = [TaskLoss(model, batches(seed)) for seed in (4, 5, 6)]
     first = PairObjective(path, tasks[:2], [4, 4], names="ab", store=Store(tmp_path / "s.npz"))
     first.score(0.5)
-    assert sum(forwards) == 120
+    assert sum(forwards) == 120 + AGAIN
     second = PairObjective(path, tasks[1:], [4, 4], names="bc", store=Store(tmp_path / "s.npz"))
     assert second.score(0.5)[0] == first.score(0.5)[1]
-    assert sum(forwards) == 180  # task c at 0 and 0.5
+    assert sum(forwards) == 180 + AGAIN * 3 / 2  # task c at 0 and 0.5
     assert second.evaluated == [0.0, 0.5]
     assert Store(tmp_path / "s.npz").tasks == ("a", "b", "c")
 

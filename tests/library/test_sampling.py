@@ -223,6 +223,92 @@ def test_fresh_evaluations_of_a_model_know_their_images(pair):
     assert all(len(row) == 30 for row in rows)
 
 
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_weights_are_carried_through_every_error(build, kind):
+    plain = build(kind)
+    weighed = build(kind)
+    weighed.weights = (2.0, 2.0)
+    for objective in (plain, weighed):
+        objective(0.35), objective(0.6)
+    rows = zip(*(sampling.contributions(o, 0.35) for o in (weighed, plain)), strict=True)
+    assert all(np.array_equal(row, 2 * other) for row, other in rows)
+    twice = [2 * x for x in sampling.difference(plain, 0.35, 0.6)]
+    assert sampling.difference(weighed, 0.35, 0.6) == pytest.approx(twice, rel=1e-12)
+    found, other = (sampling.standard_error(o, solver.grid(o)) for o in (weighed, plain))
+    assert found == pytest.approx((other.alpha, 2 * other.value), rel=1e-9)
+
+
+def test_error_of_a_weighed_sum_agrees_with_a_bootstrap(build):
+    drawn, weights = Drawn(), (1.0, 3.0)
+    losses = [np.stack([drawn.at(a)[i] for a in ALPHAS]) for i in range(2)]
+    objective = build("zero_shot", drawn)
+    objective.weights = weights
+    found = sampling.standard_error(objective, solver.grid(objective))
+    expected = sampling.bootstrap(ALPHAS, losses, [4, 4], "zero_shot", weights=weights)
+    plain = sampling.bootstrap(ALPHAS, losses, [4, 4], "zero_shot")
+    assert found == pytest.approx(expected, rel=0.25)
+    assert expected.value > 1.4 * plain.value
+
+
+# A bound near an end ------------------------------------------------------------------------------
+
+
+def near_an_end(seed, place, images=100):
+    """Two tasks of parabolas about places whose means have their middle at `place`."""
+    noise = np.random.default_rng(seed).normal(0.0, 0.3, (2, images))
+    places = place + np.array([[-0.4], [0.4]]) + noise
+    return objective_of(lambda a: [1 + (a - row) ** 2 for row in places])
+
+
+@pytest.mark.parametrize(("place", "below"), [(0.01, True), (0.99, False)])
+def test_bound_holds_with_its_probability_where_the_error_is_unknown(place, below):
+    """The slope is linear in alpha with a known spread: the bound is exact."""
+    held, unknown, bounds = 0, 0, []
+    for seed in range(200):
+        objective = near_an_end(seed, place)
+        solution = solver.log_quintic(objective)
+        unknown += math.isnan(sampling.standard_error(objective, solution).alpha)
+        found = sampling.bound(objective, solution)
+        assert found.below is below and math.isfinite(found.alpha)
+        held += found.alpha >= place if below else found.alpha <= place
+        bounds.append(found.alpha)
+    assert unknown > 40  # "+- nan" before
+    assert 180 <= held <= 199  # 190 expected, with a standard deviation of 3
+    spread = 0.3 / math.sqrt(200)
+    assert np.median(bounds) == pytest.approx(
+        place + (1.645 if below else -1.645) * spread, abs=0.01
+    )
+
+
+def test_bound_inside_is_so_many_errors_away(build):
+    objective = build()
+    solution = solver.grid(objective)
+    error = sampling.standard_error(objective, solution).alpha
+    for below, sign in ((True, 1), (False, -1)):
+        found = sampling.bound(objective, solution, 0.975, below=below)
+        assert found.below is below
+        assert found.alpha == pytest.approx(solution.alpha + sign * 1.96 * error, abs=0.6 * error)
+    wide, tight = (sampling.bound(objective, solution, p, below=True).alpha for p in (0.99, 0.8))
+    assert solution.alpha < tight < wide
+
+
+def test_bound_without_a_sure_slope_is_the_end_of_the_bracket():
+    flat = np.random.default_rng(0).normal(0.0, 5.0, (2, 9))
+    objective = objective_of(lambda a: [10 + a * (row - row.mean()) + a * a / 100 for row in flat])
+    for low, high in ((0.0, 1.0), (-3.0, -1.0), (2.0, 6.0)):
+        solution = solver.grid(objective, (low, high), step=(high - low) / 8)
+        assert sampling.bound(objective, solution, below=True).alpha == high
+        assert sampling.bound(objective, solution, below=False).alpha == low
+
+
+def test_bound_evaluates_nothing_and_refuses_what_is_no_probability():
+    objective, samples = near_an_end(0, 0.01), solver.grid(near_an_end(0, 0.01)).trace
+    assert sampling.bound(objective, samples) is None and objective.evaluated == [0.0]
+    for bad in (0.0, 0.4, 1.0, math.nan):
+        with pytest.raises(ValueError, match="probability is .*; give one from 0.5 to 1"):
+            sampling.bound(objective, samples, bad)
+
+
 # What the error is good for -----------------------------------------------------------------------
 
 

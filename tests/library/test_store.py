@@ -281,3 +281,24 @@ def test_without_locks_a_store_still_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("paintlib.store.fcntl", None)
     Store(tmp_path / "s.npz").put(0.0, {"a": scored(1)})
     assert Store(tmp_path / "s.npz").alphas("a") == (0.0,)
+
+
+def test_points_of_several_coefficients_are_kept_beside_no_others(tmp_path):
+    file = tmp_path / "s.npz"
+    row = ImageScores(np.array([0.5, 1.5]), np.array([True, False]))
+    store = Store(file)
+    for point in ((0.25, 0.5), (0.0, 1.0), (0.25, 0.0)):
+        store.put(point, {"a": row})
+    again = Store(file, writable=False)
+    assert again.alphas("a") == ((0.0, 1.0), (0.25, 0.0), (0.25, 0.5))
+    assert again.get((0.25 + 1e-12, 0.5), "a").losses.tolist() == [0.5, 1.5]
+    assert again.get((0.25, 0.75), "a") is None and again.get(0.25, "a") is None
+    assert np.load(file)["a.alphas"].shape == (3, 2)
+    for alpha in (0.5, (0.5, 0.5, 0.5)):
+        with pytest.raises(ValueError, match=r"alpha = .*, but \(0.25, 0.5\) is in .*use another"):
+            store.put(alpha, {"a": row})
+    with pytest.raises(ValueError, match="not a finite number"):
+        store.put((0.5, np.nan), {"a": row})
+    alone = Store(tmp_path / "t.npz")
+    alone.put(0.25, {"a": row})
+    assert alone.get((0.25, 0.25), "a") is None

@@ -1,0 +1,112 @@
+"""The command line: `paintlib patch` and `paintlib init`."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main", "parser"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 with an answer, 1 without, 2 on misuse."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+        return 0
+    except KeyboardInterrupt:
+        said = "stopped; the same command goes on from the store"
+    except Exception as error:  # the user's own code may raise anything
+        if options.traceback:
+            raise
+        said = " ".join(str(error).split()) or repr(error)
+        if not isinstance(error, ValueError | OSError):  # no message of the library
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if "site-packages" not in frame.filename]
+            last = (own or frames)[-1]
+            place = f"{Path(last.filename).name}, line {last.lineno}; --traceback shows all"
+            said = f"{type(error).__name__}: {said} ({place})"
+    print(f"paintlib: {said}", file=sys.stderr)
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="paintlib", description="Patch a model by its losses.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    init = commands.add_parser("init", help="write an example of the file that --tasks names")
+    init.add_argument("file", nargs="?", type=Path, default=Path("tasks.py"))
+    init.set_defaults(run=_init, traceback=False)
+    about = "choose alpha of (1 - alpha) ZERO_SHOT + alpha FINE_TUNED by the losses of your tasks"
+    patch = commands.add_parser("patch", help=about, description=about)
+    patch.set_defaults(run=_patch)
+    add = patch.add_argument
+    add("zero_shot", metavar="ZERO_SHOT", help="a checkpoint, alpha = 0")
+    add("fine_tuned", metavar="FINE_TUNED", help="a checkpoint of the same model, alpha = 1")
+    add("--tasks", required=True, metavar="FILE:FUNCTION", help="returns a paintlib.patch.Setup")
+    add("--except", dest="except_", nargs="+", default=(), metavar="NAME",
+        help="tensors that stay as the model has them; patterns as head.*")  # fmt: skip
+    add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
+    add("--ceiling", action="append", default=[], metavar="TASK=RISE",
+        help="highest rise of a task's loss (at 95 %%), as keep=0.01")  # fmt: skip
+    add("--normalisation", default="zero_shot", help="zero_shot, log_classes, minmax or none")
+    add("--solver", default="log_quintic", choices=("log_quintic", "quintic", "grid", "brent"))
+    add("--bracket", nargs=2, type=float, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
+    add("--step", type=float, default=0.05, help="of grid and quintic")
+    add("--max-evals", type=int, default=12, help="of log_quintic and brent")
+    add("--store", default="paintlib.npz", help="evaluations, to go on after a kill")
+    add("--out", help="the patched weights, a .safetensors file")
+    add("--report", help="a folder for the model card")
+    add("--json", action="store_true", help="print the answer as JSON")
+    add("--dry-run", action="store_true", help="check all that needs no evaluation, and the time")
+    add("--traceback", action="store_true", help="where an error came from")
+    return top
+
+
+def _init(options: argparse.Namespace) -> None:
+    if options.file.exists():
+        raise ValueError(f"{options.file} exists; move it away, or name another file")
+    text = Path(__file__).with_name("_template.py").read_text(encoding="utf-8")
+    options.file.write_text(text.replace("FILE", options.file.stem), encoding="utf-8")
+    command = f"paintlib patch ZERO_SHOT FINE_TUNED --tasks {options.file.stem}:tasks --dry-run"
+    print(f"{options.file} is written; fill it in, then: {command}")
+
+
+def _patch(options: argparse.Namespace) -> None:
+    from paintlib import card, patch  # torch takes seconds to import
+    from paintlib.interpolation import WeightPath
+    from paintlib.limits import Ceiling
+    from paintlib.store import Store
+
+    if options.out and not options.out.endswith(".safetensors"):
+        raise ValueError(f"--out {options.out} is no .safetensors file; name one")
+    if options.ceiling and options.solver != "log_quintic":
+        raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
+    pairs = (text.rpartition("=") for text in options.ceiling)
+    ceilings = [Ceiling(task, float(rise)) for task, _, rise in pairs]
+    setup = patch.find_setup(options.tasks)
+    parents = options.zero_shot, options.fine_tuned
+    path = WeightPath.load(*parents, except_=options.except_, after=setup.after)
+    path.to(next(setup.model.parameters()).device)
+    store = Store(options.store, dict(zip(("start", "end"), path.digests, strict=True)))
+    probes = patch.check(setup, path, store, labels=options.dry_run)
+    if options.dry_run:
+        return print(patch.forecast(setup, path, probes, store))
+    answer = patch.choose(
+        setup, path, probes, store, method=options.solver, normalisation=options.normalisation,
+        weights=options.weights, ceilings=ceilings, bracket=tuple(options.bracket),
+        step=options.step, max_evals=options.max_evals,
+    )  # fmt: skip
+    if answer["status"] in ("BUDGET", "ABOVE_CEILING"):
+        raise ValueError(f"no answer: {answer['advice']}; see --max-evals and --ceiling")
+    print(json.dumps(answer, indent=1, allow_nan=False) if options.json else card.summary(answer))
+    if options.out:
+        path.save(options.out, answer["alpha"], metadata=card.metadata(answer), model=setup.model)
+    if options.report:
+        card.write_card(answer, options.report, parents)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Checkpoints as they lie on disk: read in every common form, LoRA adapters merged, written."""
+
+import fnmatch
+import itertools
+import json
+import math
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from paintlib.files import replacing
+
+__all__ = ["chooser", "locate", "merged", "read", "read_pair", "strip", "write"]
+
+Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
+Chooser = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+WRAPPERS = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, compile, Lightning
+KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth",
+         "*.ckpt")  # fmt: skip
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+         torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.weight"}
+
+
+def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, of a file as memory mapped where it can be.
+
+    A source is a module, a state dict, a dict that holds one beside others (of an optimizer, ...),
+    a file (.safetensors, .pt, .pth, .bin, .ckpt), an index.json of shards, a folder with one of
+    these, or an id of the Hub, `owner/name` or `owner/name@tag`. Where there are several, or one
+    of averaged weights (EMA), `entry` names the dict that is meant; `a.b` is `b` inside `a`.
+
+    Raises:
+        ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
+        FileNotFoundError: there is no such file.
+        ImportError: it is an id, and huggingface_hub is not installed.
+    """
+    if isinstance(source, nn.Module):
+        return dict(source.state_dict())
+    if isinstance(source, Mapping):
+        return _state(source, entry, "the dict")
+    path = locate(source)
+    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path, entry)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the file of weights that a path or an id of the Hub means; errors as `read`."""
+    path = Path(source)
+    if not path.exists():
+        path = _fetch(os.fspath(source))
+    if not path.is_dir():
+        return path
+    for kind in KINDS:
+        found = sorted(path.glob(kind))
+        plain = [f for f in found if f.name in ("model.safetensors", "pytorch_model.bin")]
+        found = plain or found
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path} holds {len(found)} files of weights: {names}; name one")
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"{path} holds no weights; looked for {', '.join(KINDS)}")
+
+
+def _fetch(name: str) -> Path:
+    repository, _, revision = name.partition("@")
+    like_a_file = any(Path(name).match(kind) for kind in KINDS) or Path(name).parent.exists()
+    if like_a_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
+        raise FileNotFoundError(f"{name} is not there")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        said = f"{name!r} is no file here; as an id of the Hub it needs"
+        raise ImportError(f"{said} `pip install huggingface_hub`") from error
+    for kind in ("*.safetensors", "*.bin"):
+        patterns = [kind, "*.json"]
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        if any(Path(folder).glob(kind)):
+            break
+    return Path(folder)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    places = json.loads(index.read_text("utf-8"))["weight_map"]
+    shards = {name: _read_file(index.parent / name, None) for name in sorted({*places.values()})}
+    if lost := [name for name, file in places.items() if name not in shards[file]]:
+        said = f"{len(lost)} tensors of {index} are not in their shards, first: {lost[0]!r}"
+        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
+    return {name: shards[file][name] for name, file in places.items()}
+
+
+def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; fetch it, or the whole folder, again")
+    if path.suffix != ".safetensors":
+        try:
+            content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            remedy = "if you trust it, load it yourself with torch.load and pass its state dict"
+            raise ValueError(f"{path} holds more than tensors, or is damaged; {remedy}") from error
+        return _state(content, entry, str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            ties = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file; fetch it again") from error
+    # safetensors.torch.save_model notes so which names it dropped
+    dropped = {name: kept for name, kept in ties.items() if kept in tensors}
+    return {**{name: tensors[kept] for name, kept in dropped.items()}, **tensors}
+
+
+def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:
+    states = _states(content) if isinstance(content, Mapping) else {}
+    if not states:
+        raise ValueError(f"{where} holds no state dict: no floating point tensor under a name")
+    if "" in states:  # a plain state dict leaves nothing to choose
+        return states[""]
+    first, names = next(iter(states)), ", ".join(states)
+    if entry is not None and entry not in states:
+        raise ValueError(f"{where} has no state dict {entry!r}; it has {names}")
+    if entry is None and (len(states) > 1 or re.search("ema|swa|averag", first, re.IGNORECASE)):
+        what = f"{len(states)} state dicts" if len(states) > 1 else "averaged weights alone"
+        raise ValueError(f"{where} holds {what}: {names}; choose by entry={first!r}")
+    return states[entry or first]
+
+
+def _states(content: Mapping[Any, Any], name: str = "") -> dict[str, dict[str, Tensor]]:
+    """Return each dict of floating point tensors in `content`, but what is of an optimizer."""
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in named.items():
+        if isinstance(value, Mapping) and not re.search("optim|sched|scaler", key, re.IGNORECASE):
+            found |= _states(value, f"{name}.{key}" if name else key)
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if not found and any(tensor.is_floating_point() for tensor in tensors.values()):
+        found[name] = tensors
+    return found
+
+
+def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of wrappers that all names carry, and the tensors without it.
+
+    >>> strip({"module.model.a": torch.ones(1), "module.model.b": torch.ones(1)})[0]
+    'module.model.'
+    """
+    common = os.path.commonprefix([*tensors])  # noqa: RUF071
+    prefix = common.removesuffix(WRAPPERS.sub("", common))
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def chooser(only: str | Sequence[str], except_: str | Sequence[str],
+            sides: Sequence[Mapping[str, Tensor]]) -> Chooser:  # fmt: skip
+    """Return what picks the tensors that fit one of `only`, if there is any, and none of `except_`.
+
+    A name is matched as it is, and without the prefixes of wrappers; each glob must fit in `sides`.
+    """
+    wanted, unwanted = ([p] if isinstance(p, str) else [*p] for p in (only, except_))
+    names = {name for side in sides for name in side}
+    for glob in wanted + unwanted:
+        if not any(_fits(name, [glob]) for name in names):
+            raise ValueError(f"no name fits {glob!r}; one is {min(names, default='')!r}")
+    return lambda tensors: {n: tensor for n, tensor in tensors.items()
+                            if _fits(n, wanted or "*") and not _fits(n, unwanted)}  # fmt: skip
+
+
+def _fits(name: str, globs: Sequence[str]) -> bool:
+    both = (name, WRAPPERS.sub("", name))
+    return any(fnmatch.fnmatchcase(n, glob) for glob in globs for n in both)
+
+
+def read_pair(
+    sides: Sequence[Source], entries: Sequence[str | None], base: Source | None
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the tensors of two sides, adapters merged into their base; and the base, or {}."""
+    files = [_adapter(side) for side in sides]
+    whole = [{} if file else read(side, entry)
+             for file, side, entry in zip(files, sides, entries, strict=True)]  # fmt: skip
+    if not any(files):
+        return whole, {}
+    if all(files) and base is None:
+        raise ValueError(f"{files[0]} and {files[1]} are adapters; name what they add to by base=")
+    root = whole[0] or whole[1] if base is None else read(base)
+    return [merged(root, f) if f else side for f, side in zip(files, whole, strict=True)], root
+
+
+def _adapter(source: Source) -> Path | None:
+    """Return the file of a LoRA adapter's weights, if `source` is one as PEFT saves it."""
+    if isinstance(source, nn.Module | Mapping):
+        return None
+    path = locate(source)
+    named = path.name.startswith("adapter_")
+    return path if named and path.with_name("adapter_config.json").exists() else None
+
+
+def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
+
+    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base. A
+    ValueError says that it is no plain LoRA, or that a tensor of it has no place in the base.
+    """
+    config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
+    kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+    start = config.get("init_lora_weights", True)
+    if kind != "LORA" or start not in (True, False, None, "gaussian", "eva", "orthogonal"):
+        what = f"type {kind}" if kind != "LORA" else f"LoRA begun by {start!r}, with a base its own"
+        raise ValueError(f"{file} is an adapter of {what}; merge it with PEFT")
+    found = dict(base)
+    parts = {name.removeprefix("base_model.model."): t for name, t in read(file).items()}
+    for name, part in parts.items():
+        module, _, kind = name.rpartition(".lora_")
+        if module and kind in FACTORS.values():
+            continue
+        if module and (kind not in FACTORS or f"{module}.lora_{FACTORS[kind]}" not in parts):
+            raise ValueError(f"{name!r} of {file} is not of a plain LoRA; merge it with PEFT")
+        target = f"{module}.{'bias' if kind == 'B.bias' else 'weight'}" if module else name
+        homes = [n for n in found if n == target] or [
+            n for n in found if target.endswith(f".{n}") or n.endswith(f".{target}")
+        ]  # some files leave out the name of the whole model
+        if len(homes) != 1:
+            said = f"{name!r} of {file} has {len(homes)} places in its base"
+            raise ValueError(f"{said}; is it the base that the adapter was trained on?")
+        weight = old = found[homes[0]]
+        if module:
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            factor, part = parts[f"{module}.lora_{FACTORS[kind]}"].to(dtype), part.to(dtype)
+            if kind != "B.bias":
+                part = part.flatten(1) @ factor.flatten(1)
+            if kind == "embedding_B" or (config.get("fan_in_fan_out") and kind == "B.weight"):
+                part = part.T
+            part = part * _scale(config, module, len(factor))
+            old = weight.flatten(1) if weight.ndim > 2 else weight  # of a convolution
+        if part.shape != old.shape:
+            shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(old.shape)} of the base"
+            raise ValueError(f"{name!r}: {shapes}; leave it out by except_, or merge it with PEFT")
+        found[homes[0]] = (old + part).view(weight.shape) if module else part
+    return found
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    patterns = (config.get("alpha_pattern") or {}).items()
+    own = [float(a) for key, a in patterns if re.fullmatch(rf"(.*\.)?({key})", module)]
+    alpha = own[0] if own else float(config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def write(file: Path | str,
+          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Iterable[Tensor]]],
+          metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """Write a safetensors file, atomically, with no more than a piece of it in memory.
+
+    `tensors` gives by name the type, the shape, and the flat pieces in order and of that type.
+    """
+    if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
+        raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # all are aligned
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        dtype, shape, _ = tensors[name]
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": CODES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(file) as part, part.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for piece in itertools.chain.from_iterable(tensors[name][2] for name in order):
+            out.write(piece.cpu().contiguous().view(torch.uint8).numpy().data)

@@ -1,0 +1,138 @@
+"""Ceilings: the lowest sum whose loss of a task rises by no more than the user allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+
+from paintlib.fits import Fit, _interpolate, fit_quintic
+from paintlib.objective import Alpha, PairObjective
+from paintlib.solver import Bracket, Evaluation, Known, Solution, Status, XTol, log_quintic
+
+__all__ = ["Ceiling", "highest_rise", "under"]
+
+NEAR = 5e-3  # of the bracket's width: how far from its ceiling an answer may end
+TRIES = 6  # how many evaluations the ceilings may add to those of the free search
+
+Logs = dict[Evaluation, list[float]]  # how far above its ceiling each task's log-loss may be
+
+
+class Ceiling(NamedTuple):
+    """A limit on one task: L(alpha) <= (1 + rise) L(0), a fraction, with a probability.
+
+    The probability is that of drawing other images of the task, 0.5 for the means as they are.
+    """
+
+    task: str
+    rise: float
+    probability: float = 0.95
+
+
+def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
+                 probability: float = 0.95) -> float:  # fmt: skip
+    """Return what L(alpha) / L(0) - 1 of a task is below, with a probability.
+
+    The one-sided limit of a ratio of two losses of the same images, to first order (the delta
+    method); a normalisation and weights have no say. It evaluates `alpha` where that is not known.
+
+    Raises:
+        ValueError: the task is unknown, or `probability` is not a number between 0 and 1.
+    """
+    if task not in objective.names:
+        raise ValueError(f"no task is called {task!r}; choose from {', '.join(objective.names)}")
+    if not 0 < probability < 1:
+        raise ValueError(f"probability is {probability}; give one between 0 and 1, say 0.95")
+    which = objective.names.index(task)
+    start, here = (objective.images(a)[which].losses for a in (objective.origin, alpha))
+    ratio = float(here.mean() / start.mean())
+    spread = float(np.std(here - ratio * start)) / math.sqrt(len(here)) / float(start.mean())
+    return ratio - 1 + float(special.ndtri(probability)) * spread
+
+
+def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracket = (0.0, 1.0), *,
+          xtol: float | XTol = 1e-3, known: Known = ()) -> Solution:  # fmt: skip
+    """Minimise the sum of all tasks at alphas that obey every ceiling.
+
+    Where the minimum that `log_quintic` finds obeys, it is the answer. Else that lies where a
+    ceiling is met, between the lowest sample that obeys and its neighbour that does not: a
+    polynomial tells where, and an evaluation just before it verifies that. Where it fails it is a
+    new neighbour, until the answer is within 0.005 of the bracket's width of where the ceiling is
+    met, or after 6 more evaluations. Where no sample obeys, the lowest of the polynomial is tried.
+
+    Ceilings are held one by one. A task that has nothing but a ceiling has the weight 0. The
+    arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
+    knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
+    ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
+
+    Raises:
+        ValueError: there is no ceiling, or one is not as described.
+    """
+
+    def above(sample: Evaluation) -> list[float]:
+        rises = [highest_rise(objective, c.task, sample.alpha, c.probability) for c in ceilings]
+        pairs = zip(rises, ceilings, strict=True)
+        return [math.log(max(1 + rise, 1e-12) / (1 + ceiling.rise)) for rise, ceiling in pairs]
+
+    if not ceilings:
+        raise ValueError("no ceiling is given; without one use solver.log_quintic")
+    for ceiling in ceilings:
+        if not (math.isfinite(ceiling.rise) and ceiling.rise > -1):
+            raise ValueError(f"{ceiling}: the rise is a fraction of the loss above -1, say 0.01")
+        highest_rise(objective, ceiling.task, objective.origin, ceiling.probability)
+    mine = [sample for sample in known if objective.known(sample.alpha)]
+    free = log_quintic(objective, bracket, xtol=xtol, known=mine)
+    logs = {sample: above(sample) for sample in free.trace}
+    if max(logs[min(logs, key=lambda sample: sample.value)]) <= 0:
+        return free
+    for _ in range(TRIES):
+        if (trial := _trial(logs, NEAR * (bracket[1] - bracket[0]))) is None:
+            break
+        parts = objective(trial)
+        sample = Evaluation(trial, math.fsum(parts), parts)
+        logs[sample] = above(sample)
+    best = _best(logs)
+    status = Status.AT_CEILING if max(logs[best]) <= 0 else Status.ABOVE_CEILING
+    paid = free.evaluations + len(logs) - len(free.trace)
+    return Solution(best.alpha, best.value, _around(best, logs), status, tuple(logs), paid)
+
+
+def _best(logs: Logs) -> Evaluation:
+    """Return the lowest sample that obeys, or the one that comes nearest."""
+    return min(logs, key=lambda sample: (max(*logs[sample], 0.0), sample.value))
+
+
+def _around(sample: Evaluation, logs: Logs) -> Bracket:
+    alphas = sorted(other.alpha for other in logs)
+    at = alphas.index(sample.alpha)
+    return alphas[max(at - 1, 0)], alphas[min(at + 1, len(alphas) - 1)]
+
+
+def _trial(logs: Logs, near: float) -> float | None:
+    """Return where to look next, None where the answer cannot improve."""
+    best, samples = _best(logs), sorted(logs)
+    if max(logs[best]) > 0:  # look for an alpha that obeys
+        curve = fit_quintic(s._replace(value=max(logs[s])) for s in samples)
+        there = Fit((curve,), (False,)).minimum(*_around(best, logs))
+        return None if min(abs(there - s.alpha) for s in samples) < near / 2 else there
+    lowest, at = min(samples, key=lambda sample: sample.value), samples.index(best)
+    side = 1 if lowest.alpha > best.alpha else -1
+    if lowest == best or max(logs[samples[at + side]]) <= 0:
+        return None
+    first = max(min(at, at + side) - 1, 0)
+    chosen = samples[first : first + 4]
+    columns = zip(*(logs[sample] for sample in chosen), strict=True)
+    lines = [_interpolate([s.alpha for s in chosen], column) for column in columns]
+
+    def above(alpha: float) -> float:
+        return max(float(line(alpha)) for line in lines)
+
+    # the last place where a ceiling is met: the start, where a loss falls first, is another
+    x = np.linspace(best.alpha, samples[at + side].alpha, 129).tolist()
+    last = max((i for i in range(128) if above(x[i]) < 0), default=None)
+    met = best.alpha if last is None else float(optimize.brentq(above, *x[last : last + 2]))
+    inside = math.copysign(near / 2, best.alpha - met)
+    return met + inside if abs(met - best.alpha) > near else None

@@ -1,0 +1,296 @@
+"""The command `paintlib patch`: the tasks of a user on a path, and what is known of the answer."""
+
+import dataclasses
+import hashlib
+import importlib
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from paintlib import __version__, limits, sampling, solver
+from paintlib.card import PLACES, SURE
+from paintlib.fits import fit_parts
+from paintlib.interpolation import WeightPath
+from paintlib.losses import TaskLoss
+from paintlib.objective import ImageScores, PairObjective
+from paintlib.store import Store
+
+__all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast"]
+
+HELD_OUT = " (held out)"  # behind a task's name in the store
+DROWNS = 20.0  # times the range of another task's normalised loss
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the function that `--tasks` names returns.
+
+    Args:
+        tasks: a `TaskLoss` per name, all on one model; alpha is chosen on their images.
+        classes: number of classes per name; by default, of the logits of the first batch.
+        held_out: of some or all of the names, images that take no part in the choice.
+        after: called with the model after each write of its weights (`reestimate_batchnorm`).
+    """
+
+    tasks: Mapping[str, TaskLoss]
+    classes: Mapping[str, int] = field(default_factory=dict)
+    held_out: Mapping[str, TaskLoss] = field(default_factory=dict)
+    after: Callable[[nn.Module], object] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("there is no task; give a name and its TaskLoss")
+        if odd := sorted((self.classes.keys() | self.held_out.keys()) - self.tasks.keys()):
+            raise ValueError(f"{odd[0]!r} is no task; the tasks are {', '.join(self.tasks)}")
+        if len({id(task.model) for task in self.rows.values()}) > 1:
+            raise ValueError("the tasks have several models; give all the one that is patched")
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that the path writes into."""
+        return next(iter(self.tasks.values())).model
+
+    @property
+    def rows(self) -> dict[str, TaskLoss]:
+        """All tasks, by their names in the store."""
+        return {**self.tasks, **{name + HELD_OUT: task for name, task in self.held_out.items()}}
+
+
+class Probe(NamedTuple):
+    """The first batch of a task at alpha = 0, and the size of the task."""
+
+    first: ImageScores
+    images: int | None  # where the batches tell it without being read
+    classes: int
+    seconds: float  # of the batch
+
+
+Probes = Mapping[str, Probe]
+
+
+def find_setup(name: str) -> Setup:
+    """Call `module:function`, the current folder first on the path of imports.
+
+    Raises:
+        ValueError: there is no such module or function, or it returns no `Setup`.
+    """
+    module, _, function = name.partition(":")
+    remedy = "give --tasks FILE:FUNCTION, without .py; `paintlib init` writes an example"
+    sys.path.insert(0, "")
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        what = f"there is no module {error.name!r} here or installed"
+        raise ValueError(f"{what}; {remedy}") from error
+    if not callable(make):
+        raise ValueError(f"{module} has no function {function!r}; {remedy}")
+    if not isinstance(setup := make(), Setup):
+        raise ValueError(f"{name} returns a {type(setup).__name__}, not a Setup; {remedy}")
+    return setup
+
+
+def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
+    """Score the first batch of each task at alpha = 0, and refuse what does not fit.
+
+    With `labels`, all batches are read, and each label is compared with the number of classes.
+
+    Raises:
+        ValueError: the model does not fit the path; a task has no image, cannot be scored, or its
+            labels or classes do not fit the logits; the store has other losses of that batch.
+    """
+    path.set_(setup.model, 0.0)
+    probes = {}
+    for name, task in setup.rows.items():
+        if (batch := next(iter(task.batches), None)) is None:
+            raise ValueError(f"task {name!r} has no batch; give a list or a DataLoader with images")
+        begin = time.perf_counter()
+        first = dataclasses.replace(task, batches=[batch]).evaluate()
+        seconds = time.perf_counter() - begin
+        task.repeat(first)
+        told = setup.classes.get(name.removesuffix(HELD_OUT))
+        classes = told or 1  # which `log_classes` refuses
+        if task.loss is None:
+            with torch.inference_mode():
+                classes = (task.logits or task.model)(batch[0]).shape[1]
+            if told not in (None, classes):
+                raise ValueError(f"task {name!r} has {classes} logits but {told} classes")
+            for number, (_, there) in enumerate(task.batches if labels else ()):
+                if len(odd := there[((there < 0) & (there != -100)) | (there >= classes)]):
+                    what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
+                    raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
+        if (kept := store.get(0.0, name)) is not None:
+            size = min(len(kept.losses), len(first.losses))
+            if not np.allclose(kept.losses[:size], first.losses[:size], 0.02, 1e-3):
+                what = f"{store.file} has other losses of task {name!r} at alpha = 0"
+                raise ValueError(f"{what}: data or model changed; delete it, or give another file")
+        probes[name] = Probe(first, _count(task.batches), classes, seconds)
+    return probes
+
+
+def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> str:
+    """Say what `check` has seen, what the weights take, and how long an evaluation may."""
+    about, total = [], 0.0
+    for name, (first, images, classes, seconds) in probes.items():
+        seconds *= (images or len(first.losses)) / len(first.losses)
+        total += 0 if name.endswith(HELD_OUT) else seconds
+        size = f"{images or 'an unknown number of'} images, {classes} classes"
+        about.append(f"{name}: {size}, loss {first.score.loss:.3g} in the first batch")
+    tensors = setup.model.state_dict().values()
+    taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
+    return "\n".join([
+        *about, f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",
+        f"memory: {taken:.2f} GiB for both ends and the model",
+        f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21",
+        f"{store.file}: {max(len(store.alphas(name)) for name in setup.tasks)} evaluations",
+    ])  # fmt: skip
+
+
+def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
+           method: str = "log_quintic", normalisation: str = "zero_shot",
+           weights: Sequence[float] | None = None, ceilings: Sequence[limits.Ceiling] = (),
+           bracket: solver.Bracket = (0.0, 1.0), step: float = 0.05,
+           max_evals: int = 12) -> dict[str, Any]:  # fmt: skip
+    """Choose alpha, measure there and at both ends, and return all that can be said, as for JSON.
+
+    Progress goes to stderr. What does not exist is None, a difference is `[difference, standard
+    error]`, on the same images. The status is "BUDGET" where the search has not ended.
+    """
+    number = itertools.count(1)
+
+    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
+        path.set_(setup.model, alpha)
+        tasks = [setup.rows[name] for name in missing]
+        counts: list[Any] = [probes[name].images for name in missing]
+        total = None if None in counts else sum(counts)
+        said = f"evaluation {next(number)}, alpha = {alpha:.4f}"
+        with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
+            watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
+            return [task.evaluate() for task in watched]
+
+    def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
+        counts = [probes[name].classes for name in names]
+        return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
+
+    objective = replay(list(setup.tasks), normalisation, weights)
+    xtol = sampling.tolerance(objective)
+    own: dict[str, dict[str, Any]] = {"brent": {"max_evals": max_evals}}
+    own["log_quintic"] = {"xtol": xtol, "max_evals": max_evals}
+    if ceilings:  # their search is a log-quintic
+        found = limits.under(objective, ceilings, bracket, xtol=xtol)
+    else:
+        found = getattr(solver, method)(objective, bracket, **own.get(method, {"step": step}))
+    error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
+    measured, beside = _measured(objective, found.alpha), {}
+    by_name = dict(zip(setup.tasks, objective.weights, strict=True))
+    for task, scale in zip(measured["tasks"].values(), objective.normalisers, strict=True):
+        task["scale"] = scale.unit
+    if held_out := setup.held_out:
+        units = [by_name[name] / measured["tasks"][name]["scale"] for name in held_out]
+        whole = len(held_out) == len(by_name)  # else there is no sum
+        other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
+        beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
+    told = {
+        "alpha": found.alpha, "stderr": _number(error.alpha) if error else None,
+        "numerical_error": _number(_numerical_error(found)), "status": found.status.name,
+        "advice": found.status.value, "solver": method, "normalisation": normalisation,
+        "weights": by_name,
+        "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
+        "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
+                     for task, rise, sure in ceilings},
+        "bracket": list(bracket), "evaluations": len(objective.evaluated), **measured,
+        "held_out": beside,
+        "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
+        "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
+        "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
+        "versions": {"paintlib": __version__, "torch": torch.__version__},
+    }  # fmt: skip
+    return told | {"warnings": list(_warnings(setup, objective, found, told))}
+
+
+def _watch(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        bar.update(_size(batch))
+
+
+def _size(batch: Any) -> int:
+    """Return the length of the first tensor of a batch, or 1."""
+    while isinstance(batch, Iterable) and not isinstance(batch, Tensor | str):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch), None)
+    return len(batch) if isinstance(batch, Tensor) else 1
+
+
+def _count(batches: Any) -> int | None:
+    if isinstance(batches, list | tuple):
+        return sum(map(_size, batches))
+    dataset = getattr(batches, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numerical_error(found: solver.Solution) -> float:
+    """Return how far from alpha the minima of two fits are: with it, and without."""
+    rest = [sample for sample in found.trace if sample.alpha != found.alpha]
+    if len(rest) < 3:
+        return max(abs(found.alpha - end) for end in found.bracket)
+    fits = fit_parts(found.trace), fit_parts(rest)
+    return max(abs(fit.minimum(*found.bracket) - found.alpha) for fit in fits)
+
+
+def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
+    """Return what the ends and the patch cost by task, and by how much the sum is lower."""
+    places = {"zero_shot": 0.0, "patched": alpha, "fine_tuned": 1.0}
+    for other in places.values():
+        objective(other)  # refuses what is not finite
+    tasks: dict[str, Any] = {name.removesuffix(HELD_OUT): {} for name in objective.names}
+    for i, task in enumerate(tasks.values()):
+        here = objective.images(alpha)[i]
+        task["images"] = len(here.losses)
+        for place, other in places.items():
+            there = objective.images(other)[i]
+            loss, accuracy, _ = there.score
+            hits = here.correct * 1.0 - there.correct
+            change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
+            task[place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
+    gain = {end: sampling.difference(objective, other, alpha)
+            for end, other in places.items() if other != alpha}  # fmt: skip
+    return {"tasks": tasks, "gain": gain}
+
+
+def _paired(row: Any) -> list[float | None]:
+    """Return the mean of differences on the same images, and its standard error."""
+    return [_number(row.mean()), _number(row.std() / len(row) ** 0.5)]
+
+
+def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
+              told: Mapping[str, Any]) -> Iterator[str]:  # fmt: skip
+    """Yield what a user should know before she trusts the answer."""
+    if found.status not in (solver.Status.CONVERGED, solver.Status.AT_CEILING):
+        yield f"{found.status.name}: {found.status.value}"
+    parts = np.ptp([sample.parts for sample in found.trace], axis=0)
+    least, most = (objective.names[i] for i in (parts.argmin(), parts.argmax()))
+    if parts.max() > DROWNS * parts.min():
+        what = f"changes by {parts.max():.3g} along the path, the other's by {parts.min():.3g}"
+        yield f"the scale of task {most!r} drowns {least!r}: its normalised loss {what}"
+    for on, measured in (("", told), (" on held-out images", told["held_out"])):
+        for end, (fall, error) in measured.get("gain", {}).items():
+            if fall <= SURE * error:
+                yield f"the patch is no better than the {PLACES[end]} end beyond its error{on}"
+    ridge = sampling.second_valley(objective, found)
+    if ridge and ridge[0] > SURE * ridge[1]:
+        what = f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum"
+        yield f"{what}: --solver grid --step 0.01 sees both"
+    if not setup.after and any("BatchNorm" in type(m).__name__ for m in setup.model.modules()):
+        yield "the averages of BatchNorm are interpolated: re-estimate them by an after= of Setup"

@@ -1,0 +1,187 @@
+"""Ceilings: found in few evaluations, verified, held on other images with their probability."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from paintlib import PairObjective, limits, solver
+from paintlib.limits import Ceiling
+from paintlib.objective import ImageScores
+from paintlib.solver import Status
+
+NAMES = ("keep", "fix", "also")
+MIDDLES = (
+    (-0.5, 0.6, 1.0),
+    (0.0, -2.0, 1.0),
+    (-1.0, 0.2, 0.5),
+)  # of log-losses: level + s a + b a^2
+
+SPREADS = (0.8, 0.3, 0.2)
+
+
+class Tasks:
+    """Tasks whose images have log-losses that are parabolas of their own."""
+
+    def __init__(self, seed, images=300, low=0.0, width=1.0, tasks=2):
+        generator = np.random.default_rng(seed)
+        self.low, self.width = low, width
+        own = [zip(middles, SPREADS, strict=True) for middles in MIDDLES[:tasks]]
+        self.rows = [[generator.normal(m, s, images) for m, s in numbers] for numbers in own]
+
+    def losses(self, alpha, task):
+        level, slope, bend = self.rows[task]
+        a = (alpha - self.low) / self.width
+        return np.exp(level + slope * a + bend * a * a)
+
+    def objective(self, kind="zero_shot", **options):
+        def evaluate(alpha, names):
+            rows = [self.losses(alpha, NAMES.index(name)) for name in names]
+            return [ImageScores(row, row < 1) for row in rows]
+
+        names = NAMES[: len(self.rows)]
+        return PairObjective.replay(
+            None, names, [4] * len(names), kind, evaluate=evaluate, **options
+        )
+
+
+def true_rise(alpha, task=0):
+    """Return L(alpha) / L(0) - 1 over endlessly many images: a Gaussian integral of exp."""
+
+    def log_mean(a):
+        level, slope, bend = MIDDLES[task]
+        return level + slope * a + bend * a * a + (0.8**2 + (0.3 * a) ** 2 + (0.2 * a * a) ** 2) / 2
+
+    return math.exp(log_mean(alpha) - log_mean(0.0)) - 1
+
+
+def test_highest_rise_is_the_limit_of_a_ratio():
+    tasks = Tasks(0)
+    objective = tasks.objective(weights=(5, 1))
+    start, here = tasks.losses(0.0, 0), tasks.losses(0.3, 0)
+    ratio = here.mean() / start.mean()
+    assert limits.highest_rise(objective, "keep", 0.3, 0.5) == pytest.approx(ratio - 1, rel=1e-12)
+    generator, draws = np.random.default_rng(0), []
+    for _ in range(2000):
+        chosen = generator.integers(0, 300, 300)
+        draws.append(here[chosen].mean() / start[chosen].mean() - 1)
+    limit = limits.highest_rise(objective, "keep", 0.3)
+    assert limit == pytest.approx(ratio - 1 + 1.645 * np.std(draws), abs=0.3 * np.std(draws))
+    assert limits.highest_rise(objective, "keep", 0.0) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["zero_shot", "log_classes", "minmax", "none"])
+def test_ceiling_is_met_and_verified_in_one_or_two_more_evaluations(kind):
+    tasks, ceiling = Tasks(0), Ceiling("keep", 0.1)
+    objective = tasks.objective(kind)
+    free = solver.log_quintic(tasks.objective(kind))
+    assert limits.highest_rise(objective, "keep", free.alpha) > 0.1
+    found = limits.under(objective, [ceiling])
+    assert found.status is Status.AT_CEILING and found.verified
+    assert free.evaluations < found.evaluations <= free.evaluations + 2
+    assert -0.02 < limits.highest_rise(objective, "keep", found.alpha) - 0.1 <= 0
+    met = optimize.brentq(lambda a: limits.highest_rise(objective, "keep", a) - 0.1, 0.01, 0.9)
+    assert met - 0.006 <= found.alpha <= met
+    assert found.bracket[0] < found.alpha < found.bracket[1]
+
+
+def test_ceiling_that_is_not_met_changes_nothing():
+    tasks = Tasks(0)
+    free = solver.log_quintic(tasks.objective())
+    assert limits.under(tasks.objective(), [Ceiling("keep", 5.0), Ceiling("fix", 0.0)]) == free
+
+
+def test_ceiling_holds_on_other_images_with_its_probability():
+    met = optimize.brentq(lambda a: true_rise(a) - 0.1, 0.01, 0.9)
+    for probability, least, most in ((0.95, 46, 50), (0.5, 20, 42)):
+        kept = 0
+        for seed in range(50):
+            found = limits.under(Tasks(seed).objective(), [Ceiling("keep", 0.1, probability)])
+            assert found.status is Status.AT_CEILING
+            kept += true_rise(found.alpha) <= 0.1
+            assert found.alpha == pytest.approx(met, abs=0.03)
+        assert least <= kept <= most
+
+
+@pytest.mark.parametrize(("low", "width"), [(0.0, 1.0), (-0.5, 2.0), (-3.0, 4.0)])
+def test_ceiling_is_met_in_brackets_outside_of_0_and_1(low, width):
+    tasks = Tasks(1)
+    expected = limits.under(tasks.objective(), [Ceiling("keep", 0.1)])
+    found = limits.under(tasks.objective(), [Ceiling("keep", 0.1)], (low, low + width))
+    assert found.status is Status.AT_CEILING
+    assert found.alpha == pytest.approx(expected.alpha, abs=0.005 * width + 0.005)
+    assert limits.highest_rise(tasks.objective(), "keep", found.alpha) <= 0.1
+
+
+def test_ceilings_of_several_of_three_tasks_all_hold():
+    tasks = Tasks(2, tasks=3)
+    ceilings = [Ceiling("keep", 0.5), Ceiling("also", 0.03, 0.9)]
+    objective = tasks.objective(weights=(1, 2, 1))
+    found = limits.under(objective, ceilings)
+    alone = [limits.under(tasks.objective(weights=(1, 2, 1)), [own]).alpha for own in ceilings]
+    assert found.alpha == pytest.approx(min(alone), abs=0.01) and alone[1] < alone[0] - 0.02
+    for task, rise, probability in ceilings:
+        assert limits.highest_rise(objective, task, found.alpha, probability) <= rise
+    assert len(found.trace[0].parts) == 3
+
+
+def test_task_of_weight_0_has_nothing_but_its_ceiling():
+    tasks = Tasks(0)
+    objective = tasks.objective(weights=(0, 1))
+    found = limits.under(objective, [Ceiling("keep", 0.3)])
+    assert found.status is Status.AT_CEILING and found.trace[0].parts == (0.0, 1.0)
+    met = optimize.brentq(lambda a: limits.highest_rise(objective, "keep", a) - 0.3, 0.01, 0.9)
+    assert met - 0.006 <= found.alpha <= met
+
+
+def test_fall_that_is_asked_for_is_found_between_the_samples():
+    def evaluate(alpha, names):
+        rows = {"keep": 0.8 + 5 * (alpha - 0.2) ** 2, "fix": (1.5 - alpha) ** 2}
+        return [ImageScores(np.full(9, rows[name]), np.ones(9, bool)) for name in names]
+
+    objective = PairObjective.replay(None, NAMES[:2], [4, 4], evaluate=evaluate)
+    found = limits.under(objective, [Ceiling("keep", -0.18)])
+    assert found.status is Status.AT_CEILING
+    assert objective.score(found.alpha)[0].loss <= 0.82
+    none = limits.under(objective, [Ceiling("keep", -0.5)])
+    assert none.status is Status.ABOVE_CEILING and none.alpha == pytest.approx(0.2, abs=0.02)
+
+
+def test_start_that_just_obeys_does_not_hide_that_the_loss_falls_first():
+    def evaluate(alpha, names):
+        rows = {"keep": math.exp(-0.4 * alpha + 2 * alpha**2), "fix": math.exp(-2 * alpha)}
+        return [ImageScores(np.full(9, rows[name]), np.ones(9, bool)) for name in names]
+
+    objective = PairObjective.replay(None, NAMES[:2], [4, 4], evaluate=evaluate, weights=(0, 1))
+    found = limits.under(objective, [Ceiling("keep", 0.0)])
+    assert found.status is Status.AT_CEILING and 0.194 <= found.alpha <= 0.2
+
+
+def test_start_is_left_alone_where_nothing_may_rise():
+    found = limits.under(Tasks(0).objective(), [Ceiling("keep", 0.0)])
+    assert found.status is Status.AT_CEILING and 0 <= found.alpha < 0.01
+
+
+def test_ceilings_that_make_no_sense_are_refused_before_anything_is_paid_for():
+    objective = Tasks(0).objective()
+    for ceilings, message in (
+        ([], "no ceiling is given"),
+        ([Ceiling("kept", 0.1)], "no task is called 'kept'; choose from keep, fix"),
+        ([Ceiling("keep", -1.0)], "the rise is a fraction of the loss above -1"),
+        ([Ceiling("keep", math.nan)], "the rise is a fraction"),
+        ([Ceiling("keep", 0.1, 95)], "probability is 95; give one between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            limits.under(objective, ceilings)
+    assert objective.evaluated == [0.0]
+
+
+def test_known_evaluations_are_not_paid_for_again():
+    objective = Tasks(0).objective()
+    first = limits.under(objective, [Ceiling("keep", 0.1)])
+    again = limits.under(objective, [Ceiling("keep", 0.1)], known=first.trace)
+    assert again.evaluations <= 1 and again.alpha == pytest.approx(first.alpha, abs=0.01)
+    elsewhere = Tasks(0).objective()  # knows the images at 0 only
+    found = limits.under(elsewhere, [Ceiling("keep", 0.1)], known=first.trace)
+    assert found.alpha == first.alpha and found.evaluations == first.evaluations - 1

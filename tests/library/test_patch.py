@@ -1,0 +1,530 @@
+"""The command `paintlib patch`, on tasks as a user would give it, and its certificate."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small import network
+from torch import nn
+
+from paintlib import PairObjective, Store, TaskLoss, WeightPath, limits, sampling, solver
+from paintlib.__main__ import main
+from paintlib.patch import Setup
+
+ENDS = ("zs.safetensors", "ft.safetensors")
+
+
+def end(seed):
+    """Return a checkpoint of a path on which every loss is convex: the last layer differs."""
+    model = network(1)
+    with torch.no_grad():
+        for ours, theirs in zip(model[3].parameters(), network(seed)[3].parameters(), strict=True):
+            ours.copy_(3 * theirs)
+    return model
+
+
+def labelled(teacher, seed, count=90):
+    """Return images with labels drawn from what `teacher` predicts: it has the lowest loss."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 2 * torch.randn(count, 6, generator=generator)
+    with torch.no_grad():
+        labels = torch.multinomial(teacher(images).softmax(1), 1, generator=generator)[:, 0]
+    return list(zip(images.split(40), labels.split(40), strict=True))
+
+
+def setup(model=None, held_out=True, **options):
+    """Each end of the path is right about one task."""
+    model = model or network(3)
+    teachers = {"keep": end(1), "repair": end(2)}
+    tasks, other = (
+        {name: TaskLoss(model, labelled(net, seed)) for name, net in teachers.items()}
+        for seed in (5, 6)
+    )
+    return Setup(**{"tasks": tasks, "held_out": other if held_out else {}, **options})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with two checkpoints, in which `mine:tasks` is `setup()`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        save_file(end(seed).state_dict(), name)
+    give(monkeypatch, setup())
+    return tmp_path
+
+
+def give(monkeypatch, result):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(tasks=lambda: result, one=1))
+
+
+def patch(*options):
+    return main(["patch", *ENDS, "--tasks", "mine:tasks", *options])
+
+
+def answer(capsys, *options):
+    assert patch("--json", *options) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def expected(made, **options):
+    tasks = list(made.tasks.values())
+    path = WeightPath(load_file(ENDS[0]), load_file(ENDS[1]))
+    return PairObjective(path, tasks, [4] * len(tasks), **options)
+
+
+def test_patch_answers_as_the_library_does(folder, capsys):
+    told = answer(capsys)
+    objective = expected(setup())
+    found = solver.log_quintic(objective, xtol=sampling.tolerance(objective), max_evals=12)
+    assert told["alpha"] == pytest.approx(found.alpha, abs=1e-5)
+    error = sampling.standard_error(objective, found)
+    assert told["stderr"] == pytest.approx(error.alpha, rel=1e-3)
+    assert told["numerical_error"] <= 0.1 * told["stderr"] * 1.01
+    assert told["status"] == "CONVERGED" and 0.2 < told["alpha"] < 0.8
+    scores = objective.score(0.0), objective.score(found.alpha), objective.score(1.0)
+    for i, name in enumerate(("keep", "repair")):
+        for place, score in zip(("zero_shot", "patched", "fine_tuned"), scores, strict=True):
+            place = told["tasks"][name][place]
+            assert place["loss"] == pytest.approx(score[i].loss, rel=1e-3)
+            assert place["accuracy"] == pytest.approx(score[i].accuracy, abs=0.012)  # one image
+    for end, alpha in (("zero_shot", 0.0), ("fine_tuned", 1.0)):
+        fall = sampling.difference(objective, alpha, found.alpha)
+        assert told["gain"][end] == pytest.approx(fall, rel=1e-3)
+        a, b = objective.images(found.alpha)[0].losses, objective.images(alpha)[0].losses
+        paired = [(a - b).mean(), (a - b).std() / 90**0.5]
+        assert told["tasks"]["keep"][end]["change"]["loss"] == pytest.approx(paired, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["quintic", "grid", "brent"])
+def test_every_solver_gives_an_answer(folder, capsys, method):
+    sharp = answer(capsys, "--store", "sharp.npz")
+    told = answer(capsys, "--solver", method, "--max-evals", "30")
+    assert told["solver"] == method
+    assert told["alpha"] == pytest.approx(sharp["alpha"], abs=0.03)
+    assert {place[0] for place in told["trace"]} >= ({0.0, 1.0} if method != "brent" else set())
+
+
+def test_held_out_images_take_no_part_in_the_choice_and_are_measured_beside_it(folder, monkeypatch,
+                                                                               capsys):  # fmt: skip
+    told = answer(capsys)
+    beside = expected(Setup(tasks=setup().held_out), normalisation="none")
+    for i, (name, task) in enumerate(told["held_out"]["tasks"].items()):
+        assert name == ("keep", "repair")[i]
+        assert task["patched"]["loss"] == pytest.approx(
+            beside.score(told["alpha"])[i].loss, rel=1e-3
+        )
+    rows = [
+        (beside.images(0.0)[i].losses - beside.images(told["alpha"])[i].losses) / task["scale"]
+        for i, task in enumerate(told["tasks"].values())
+    ]
+    fall, error = told["held_out"]["gain"]["zero_shot"]
+    assert fall == pytest.approx(sum(row.mean() for row in rows), rel=1e-3)
+    assert error == pytest.approx(np.hypot(*(row.std() / 90**0.5 for row in rows)), rel=1e-3)
+    give(monkeypatch, setup(held_out=False))
+    without = answer(capsys, "--store", "other.npz")
+    assert without["alpha"] == told["alpha"] and without["held_out"] == {}
+
+
+def test_text_tells_alpha_its_error_why_it_stopped_and_what_changes(folder, capsys):
+    assert patch() == 0
+    told = capsys.readouterr()
+    assert re.search(r"alpha = 0\.\d+ ± 0\.\d+", told.out)
+    assert re.search(r"CONVERGED: .*numerical error [\de.-]+, sampling error 0\.\d+", told.out)
+    row = r"\| keep +\| 90 +\| loss +\| \d\.\d{4} \([+-]\d\.\d{4} ± \d\.\d{4}\)"
+    assert len(re.findall(row, told.out)) == 2  # chosen on, held out
+    assert told.out.count("better by more than 1.96 errors") == 4
+    assert "Warnings" not in told.out
+    # progress: which evaluation, its alpha, the images, the time left
+    assert re.search(r"evaluation 3, alpha = 0\.5000: 100%.*180/180 \[00:00<00:00", told.err)
+
+
+def test_patched_file_has_names_and_dtypes_of_the_input_and_its_certificate(folder, capsys):
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        tensors = end(seed).state_dict()
+        save_file({**tensors, "0.bias": tensors["0.bias"].bfloat16()}, name)
+    told = answer(capsys, "--out", "patched.safetensors")
+    patched, start = load_file("patched.safetensors"), load_file(ENDS[0])
+    assert {k: (t.dtype, t.shape) for k, t in patched.items()} == {
+        k: (t.dtype, t.shape) for k, t in start.items()
+    }
+    mixed = torch.lerp(start["3.weight"], load_file(ENDS[1])["3.weight"], told["alpha"])
+    torch.testing.assert_close(patched["3.weight"], mixed)
+    with safe_open("patched.safetensors", "pt") as file:
+        kept = {k.removeprefix("paintlib."): v for k, v in file.metadata().items()}
+    assert float(kept["alpha"]) == told["alpha"] and float(kept["stderr"]) == told["stderr"]
+    assert kept["normalisation"] == "zero_shot" and kept["status"] == "CONVERGED"
+    assert json.loads(kept["scales"]) == {k: t["scale"] for k, t in told["tasks"].items()}
+    path = WeightPath(start, load_file(ENDS[1]))
+    assert list(json.loads(kept["parents"]).values()) == list(path.digests)
+    assert kept["store"] == hashlib.sha256(Path("paintlib.npz").read_bytes()).hexdigest()
+    assert json.loads(kept["versions"]).keys() == {"paintlib", "torch"}
+
+
+def test_model_card_is_one_of_the_hub_and_its_picture_shows_what_was_evaluated(folder, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    told = answer(capsys, "--report", "report")
+    text = Path("report/README.md").read_text(encoding="utf-8")
+    header = hub.ModelCard(text).data.to_dict()
+    assert header["library_name"] == "pytorch" and "model-merging" in header["tags"]
+    assert "base_model" not in header  # these are files
+    assert "# ft.safetensors patched into zs.safetensors" in text
+    assert text.count("better by more than 1.96 errors") == 4 and "## On held-out images" in text
+    assert json.loads(Path("report/patch.json").read_text(encoding="utf-8")) | told == told
+    svg = ET.parse("report/curve.svg").getroot()
+    (space,) = {element.tag.partition("}")[0] + "}" for element in svg}
+    assert len(svg.findall(f"{space}circle")) == 3 * len(told["trace"])
+    lines = [line.get("points").split() for line in svg.findall(f"{space}polyline")]
+    assert [len(line) for line in lines] == [101] * 3
+    points = np.array([[float(x) for x in point.split(",")] for point in lines[0]])
+    lowest = 60 + 420 * told["alpha"]  # of the sum, in the picture
+    assert points[points[:, 1].argmax(), 0] == pytest.approx(lowest, abs=8)
+    names = {element.text for element in svg.findall(f"{space}text")}
+    assert names >= {"sum", "keep", "repair", "alpha"}
+
+
+KILLED = """
+import time
+from pathlib import Path
+from test_patch import setup
+from paintlib import Store
+
+class Slow(list):
+    def __iter__(self):  # the third evaluation lasts
+        if Path("paintlib.npz").exists() and len(Store("paintlib.npz").alphas("repair")) > 1:
+            Path("hangs").touch()
+            time.sleep(60)
+        return super().__iter__()
+
+def tasks():
+    made = setup()
+    for task in made.rows.values():
+        object.__setattr__(task, "batches", Slow(task.batches))
+    return made
+"""
+
+
+def test_killed_run_goes_on_without_an_evaluation_twice(folder, capsys):
+    whole = answer(capsys, "--store", "whole.npz")
+    Path("slow.py").write_text(KILLED, encoding="utf-8")
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    command = [sys.executable, "-m", "paintlib", "patch", *ENDS, "--tasks", "slow:tasks"]
+    with Path("log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None and not Path("hangs").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, Path("log").read_text()
+    assert len(Store("paintlib.npz").alphas("repair")) == 2 < whole["evaluations"]
+    told = answer(capsys)
+    assert told["evaluations"] == whole["evaluations"] - 2
+    for key in ("alpha", "stderr", "tasks", "trace", "store"):
+        assert told[key] == whole[key]
+    assert answer(capsys)["evaluations"] == 0
+
+
+def test_weights_move_alpha_to_the_task_that_counts(folder, capsys):
+    plain, moved = answer(capsys), answer(capsys, "--weights", "1", "3")
+    assert moved["weights"] == {"keep": 1.0, "repair": 3.0}
+    assert moved["alpha"] > plain["alpha"] + 2 * plain["stderr"]
+    objective = expected(setup(), weights=(1, 3))
+    objective(moved["alpha"])
+    fall = sampling.difference(objective, 0.0, moved["alpha"])
+    assert moved["gain"]["zero_shot"] == pytest.approx(fall, rel=1e-3)
+    change = {
+        n: task["zero_shot"]["change"]["loss"] for n, task in moved["held_out"]["tasks"].items()
+    }
+    parts = {name: w * change[name][0] / moved["tasks"][name]["scale"]
+             for name, w in (("keep", 1), ("repair", 3))}  # fmt: skip
+    assert moved["held_out"]["gain"]["zero_shot"][0] == pytest.approx(-sum(parts.values()))
+    assert patch("--weights", "1", "3", "--out", "patched.safetensors") == 0
+    assert "weights 1 keep, 3 repair" in capsys.readouterr().out
+    with safe_open("patched.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["paintlib.weights"]) == {"keep": 1.0, "repair": 3.0}
+
+
+def test_ceiling_holds_alpha_back_and_is_in_the_certificate(folder, capsys):
+    plain, held = answer(capsys), answer(capsys, "--ceiling", "keep=0.02")
+    assert held["status"] == "AT_CEILING" and held["alpha"] < plain["alpha"]
+    rise, told, probability = held["ceilings"]["keep"]
+    highest = limits.highest_rise(expected(setup()), "0", held["alpha"], 0.95)
+    assert told == pytest.approx(highest, abs=1e-4) and highest <= 0.02
+    assert (rise, probability) == (0.02, 0.95)
+    assert patch("--ceiling", "keep=0.02", "--report", "report") == 0
+    said = "Task 'keep' must not rise by more than 2.00%: it rises by"
+    assert said in capsys.readouterr().out
+    card = Path("report/README.md").read_text(encoding="utf-8")
+    assert said in card and '| paintlib.ceilings | `{"keep": [0.02, 0.0' in card
+    assert patch("--ceiling", "keep=-0.9") == 1  # no alpha obeys: no answer
+    assert "no answer: no alpha seen obeys" in capsys.readouterr().err
+
+
+def test_end_has_a_bound_in_place_of_an_error(folder, monkeypatch, capsys):
+    needless(monkeypatch)
+    assert answer(capsys)["bound"][1] == "at most"
+    assert patch() == 0
+    assert re.search(
+        r"alpha = 0\.0000 \(alpha\* is at most 0\.\d+, at 95 %\)", capsys.readouterr().out
+    )
+
+
+def test_heads_that_differ_stay_as_the_model_has_them(folder, capsys):
+    save_file({**load_file(ENDS[1]), "3.bias": torch.zeros(7)}, ENDS[1])
+    assert patch() == 1
+    assert "'3.bias'" in capsys.readouterr().err
+    assert patch("--except", "3.bias", "--out", "patched.safetensors") == 0
+    torch.testing.assert_close(load_file("patched.safetensors")["3.bias"], network(3)[3].bias.data)
+
+
+def wrong(**options):
+    def build(folder, monkeypatch):
+        give(monkeypatch, setup(**options))
+
+    return build
+
+
+def bad_label(folder, monkeypatch):
+    made = setup()
+    made.tasks["repair"].batches[-1][1][-1] = -1
+    give(monkeypatch, made)
+
+
+def other_names(folder, monkeypatch):
+    save_file({"weight": torch.zeros(3)}, ENDS[1])
+
+
+def result(value):
+    return lambda folder, monkeypatch: give(monkeypatch, value)
+
+
+def raising(folder, monkeypatch):
+    def tasks():
+        return {}["missing"]
+
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(tasks=tasks))
+
+
+def no_batch(folder, monkeypatch):
+    give(monkeypatch, Setup(tasks={"keep": TaskLoss(network(3), [])}))
+
+
+BAD = {
+    "file": (["--tasks", "mine:tasks"], lambda *_: os.remove(ENDS[0]), r"zs\.safetensors"),
+    "names": ([], other_names, r"tensors are on one side only, first: '0\.bias'"),
+    "module": (["--tasks", "none:tasks"], None, r"no module 'none' .*paintlib init"),
+    "function": (["--tasks", "mine:task"], None, r"mine has no function 'task'"),
+    "no function": (["--tasks", "mine:one"], None, r"mine has no function 'one'"),
+    "result": ([], result({"keep": 1}), r"mine:tasks returns a dict, not a Setup"),
+    "own error": ([], raising, r"KeyError: 'missing' \(test_patch\.py, line \d+"),
+    "model": ([], wrong(model=nn.Linear(6, 4).eval()), r"tensors are on one side only"),
+    "training": ([], wrong(model=network(3).train()), r"training mode"),
+    "classes": ([], wrong(classes={"keep": 5}), r"task 'keep' has 4 logits but 5 classes"),
+    "batch": ([], no_batch, r"task 'keep' has no batch"),
+    "normalisation": (["--normalisation", "max"], None, r"unknown normalisation 'max'"),
+    "out": (["--out", "patched.pt"], None, r"patched\.pt is no \.safetensors file"),
+    "bracket": (["--bracket", "1", "0"], None, r"bracket is \(1\.0, 0\.0\)"),
+    "step": (["--solver", "grid", "--step", "0.3"], None, r"step 0\.3 does not divide"),
+    "budget": (["--max-evals", "3"], None, r"no answer: evaluations ran out .* --max-evals"),
+    "weights": (["--weights", "1"], None, r"2 tasks but the weights \(1\.0,\)"),
+    "ceiling": (["--ceiling", "kept=0.01"], None, r"no task is called 'kept'"),
+    "ceiling twice": (["--ceiling", "keep=0.01", "--solver", "grid"], None, r"--ceiling needs"),
+    "label": (["--dry-run"], bad_label, r"batch 2 of task 'repair' has the label -1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_in_one_sentence_and_never_succeeds(folder, monkeypatch, capsys, name):
+    options, change, message = BAD[name]
+    if change:
+        change(folder, monkeypatch)
+    assert patch(*options) == 1
+    told = capsys.readouterr()
+    (line,) = [line for line in told.err.splitlines() if line.startswith("paintlib: ")]
+    assert re.search(message, line), line
+    assert "Traceback" not in told.err and told.out == ""
+    assert not Path("patched.pt").exists()
+
+
+def test_misuse_exits_with_2_and_traceback_is_there_for_who_asks(folder, monkeypatch, capsys):
+    for arguments in ([], ["patch"], ["patch", *ENDS], ["patch", *ENDS, "--tasks", "x", "--no"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        patch("--solver", "newton")
+    assert caught.value.code == 2
+    raising(folder, monkeypatch)
+    with pytest.raises(KeyError):
+        patch("--traceback")
+
+
+def test_setup_refuses_what_cannot_be_one_patch():
+    task = TaskLoss(network(3), [])
+    for options, message in (
+        ({"tasks": {}}, "there is no task"),
+        ({"tasks": {"a": task}, "classes": {"b": 3}}, "'b' is no task; the tasks are a"),
+        ({"tasks": {"a": task}, "held_out": {"b": task}}, "'b' is no task"),
+        ({"tasks": {"a": task, "b": TaskLoss(network(3), [])}}, "several models"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Setup(**options)
+
+
+def test_store_of_other_weights_or_of_other_data_is_refused(folder, monkeypatch, capsys):
+    assert patch() == 0
+    save_file(end(4).state_dict(), ENDS[1])
+    assert patch() == 1
+    assert "holds evaluations with end = " in capsys.readouterr().err
+    save_file(end(2).state_dict(), ENDS[1])
+    made = setup()
+    double = dataclasses.replace(made.tasks["keep"], logits=lambda x: 2 * made.model(x))
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": double}))
+    assert patch() == 1
+    assert "other losses of task 'keep' at alpha = 0" in capsys.readouterr().err
+
+
+def test_dry_run_evaluates_nothing_but_a_batch_and_tells_what_it_would_take(folder, monkeypatch,
+                                                                            capsys):  # fmt: skip
+    made, seen = setup(), []
+    made.model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    give(monkeypatch, made)
+    assert patch("--dry-run") == 0
+    told = capsys.readouterr().out
+    assert set(seen) == {40} and len(seen) <= 4 * 3  # the first batch, for loss and classes
+    assert not Path("paintlib.npz").exists()
+    assert re.search(r"^keep: 90 images, 4 classes, loss \d\.\d+ in the first batch", told, re.M)
+    assert re.search(r"^weights: 108 numbers, \d+\.?\d* apart$", told, re.M)
+    assert re.search(r"^time: about [\de.-]+ s per evaluation", told, re.M)
+    assert "GiB for both ends and the model" in told and "0 evaluations" in told
+
+
+def drowned(monkeypatch):
+    made = setup()
+    flat = dataclasses.replace(made.tasks["keep"], logits=lambda x: 0.01 * made.model(x))
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": flat}, held_out={}))
+
+
+def needless(monkeypatch):
+    made = setup(held_out=False)
+    for batch in (batch for task in made.tasks.values() for batch in task.batches):
+        with torch.no_grad():
+            batch[1].copy_(end(1)(batch[0]).argmax(1))  # the zero-shot end makes no mistake
+    give(monkeypatch, made)
+
+
+class Valleys(nn.Module):
+    """A loss with two valleys along w(alpha) = alpha."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        height = 1.5 + torch.cos(11 * self.w) + 0.3 * self.w
+        return torch.stack([torch.zeros(len(images)), -height + images[:, 0]], 1)
+
+
+def valleys(monkeypatch):
+    for name, value in zip(ENDS, (0.0, 1.0), strict=True):
+        save_file({"w": torch.full((1,), value)}, name)
+    images = 0.01 * torch.randn(200, 1)
+    batches = [(images, torch.ones(200, dtype=torch.int64))]
+    give(monkeypatch, Setup(tasks={"a": TaskLoss(Valleys().eval(), batches)}))
+
+
+def batchnorm(monkeypatch, **options):
+    def build(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        save_file(build(seed).state_dict(), name)
+    model = build(3)
+    tasks = {
+        name: TaskLoss(model, labelled(build(seed), 5))
+        for name, seed in (("keep", 1), ("repair", 2))
+    }
+    give(monkeypatch, Setup(tasks=tasks, **options))
+
+
+@pytest.mark.parametrize(
+    "change, message, options",
+    [
+        (drowned, "the scale of task 'repair' drowns 'keep'", ["--normalisation", "none"]),
+        (needless, "AT_START: the minimum is the start of the bracket", []),
+        (valleys, r"a ridge of .* hides a second valley", ["--solver", "grid"]),
+        (batchnorm, "the averages of BatchNorm are interpolated", []),
+    ],
+    ids=["drowned", "needless", "valleys", "batchnorm"],
+)
+def test_warning_of(folder, monkeypatch, capsys, change, message, options):
+    change(monkeypatch)
+    told = answer(capsys, *options)
+    assert any(re.match(message, warning) for warning in told["warnings"]), told["warnings"]
+    assert patch(*options) == 0
+    out = capsys.readouterr().out
+    assert all(f"- {warning}" in out for warning in told["warnings"])
+
+
+def test_warning_of_a_patch_no_better_than_an_end(folder, monkeypatch, capsys):
+    made = setup()
+    few = {
+        name: TaskLoss(made.model, [tuple(part[:4] for part in task.batches[0])])
+        for name, task in made.tasks.items()
+    }
+    give(monkeypatch, Setup(tasks=few))
+    told = answer(capsys, "--max-evals", "40")
+    unsure = [end for end, (fall, error) in told["gain"].items() if fall <= 1.96 * error]
+    assert unsure  # four images cannot tell
+    for end in unsure:
+        name = end.replace("_", "-")
+        assert any(f"no better than the {name} end" in warning for warning in told["warnings"])
+
+
+def test_after_is_called_at_each_alpha_before_the_losses(folder, monkeypatch, capsys):
+    calls = []
+    batchnorm(monkeypatch, after=lambda model: calls.append(float(model[0].bias[0].detach())))
+    told = answer(capsys)
+    assert not any("BatchNorm" in warning for warning in told["warnings"])
+    assert len(set(calls)) == told["evaluations"] == len(calls) - 1  # and once for the check
+
+
+def test_example_is_written_once_and_runs_as_it_is(folder, capsys):
+    assert main(["init", "mytasks.py"]) == 0
+    assert "--tasks mytasks:tasks" in capsys.readouterr().out
+    assert main(["init", "mytasks.py"]) == 1
+    assert "mytasks.py exists" in capsys.readouterr().err
+    text = Path("mytasks.py").read_text(encoding="utf-8")
+    assert "--tasks mytasks:tasks" in text and text.count("<-") == 4
+    from paintlib._template import network as example
+
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        torch.manual_seed(seed)
+        save_file(example().state_dict(), name)
+    try:
+        assert main(["patch", *ENDS, "--tasks", "mytasks:tasks", "--dry-run"]) == 0
+        assert main(["patch", *ENDS, "--tasks", "mytasks:tasks", "--solver", "grid"]) == 0
+    finally:
+        sys.modules.pop("mytasks", None)
+    assert "alpha = " in capsys.readouterr().out
+
+
+def test_command_is_installed_under_its_name():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.scripts]\npaintlib = "paintlib.__main__:main"\n' in text
