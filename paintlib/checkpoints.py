@@ -1,14 +1,13 @@
 """Checkpoints as they lie on disk: read in every common form, LoRA adapters merged, written."""
 
 import fnmatch
-import itertools
 import json
 import math
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +253,11 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def write(file: Path | str,
-          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Iterable[Tensor]]],
+          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Callable[[], Tensor]]],
           metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """Write a safetensors file, atomically, with no more than a piece of it in memory.
+    """Write a safetensors file, atomically, with no more than one of its tensors in memory.
 
-    `tensors` gives by name the type, the shape, and the flat pieces in order and of that type.
+    `tensors` gives by name the type, the shape, and what makes the tensor.
     """
     if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
@@ -273,5 +272,6 @@ def write(file: Path | str,
     text += b" " * (-len(text) % 8)
     with replacing(file) as part, part.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for piece in itertools.chain.from_iterable(tensors[name][2] for name in order):
-            out.write(piece.cpu().contiguous().view(torch.uint8).numpy().data)
+        for name in order:
+            tensor = tensors[name][2]().cpu().contiguous()
+            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import math
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +18,15 @@ __all__ = ["WeightPath", "reestimate_batchnorm"]
 Weights = nn.Module | Mapping[str, Tensor]
 Names = str | Sequence[str]
 After = Callable[[nn.Module], object]
-Block = tuple[Tensor, Tensor, Tensor]  # both ends and a model's memory
 CHUNK = 2**22  # numbers that are worked on at a time: 32 MiB in float64
 
 
 class WeightPath:
     """The line segment between two checkpoints of one architecture, (1.1) eq-path.
 
-    Each end is one flat vector per type, so that a point of the path is one fused `lerp`, computed
-    in at least float32. Ends of half precision stay so; integer tensors are taken from the nearer
-    end. Names of one memory (ties) count once.
+    The path keeps copies of both ends. A point between them is computed in at least float32; ends
+    of half precision stay so; integer tensors are taken from the nearer end. Names of one memory
+    (ties) count once.
 
     Args:
         start, end: weights at alpha = 0 (zero-shot) and 1 (fine-tuned), modules or state dicts.
@@ -94,54 +92,43 @@ class WeightPath:
         if not floats:
             raise ValueError("no floating point tensor on either side: nothing to interpolate")
         self.dtype = functools.reduce(torch.promote_types, floats, torch.float32)
-        held: dict[torch.dtype, dict[str, torch.Size]] = {}  # in a flat vector each
+        self._ends: dict[str, tuple[Tensor, Tensor]] = {}
         for name, kind in self._dtypes.items():
-            wide = kind.is_floating_point and kind.itemsize > 2
-            held.setdefault(self.dtype if wide else kind, {})[name] = first[name].shape
-        flats = []
-        for side in (first, last):
-            flats.append([_join([side[n] for n in names], kind) for kind, names in held.items()])
-            side.clear()
-        self._shapes, self._parts = list(held.values()), list(zip(*flats, strict=True))
-        self.to(self._parts[0][0].device)
-        for i, title in enumerate(("start", "end")):
-            for name, ends in self._ends.items():
-                if not all(part.isfinite().all() for part in ends[i].view(-1).split(CHUNK)):
+            held = self.dtype if kind.is_floating_point and kind.itemsize > 2 else kind
+            ends = [side.pop(name).detach().to(held, copy=True) for side in (first, last)]
+            for title, end in zip(("start", "end"), ends, strict=True):
+                if not kind.is_floating_point or not end.numel():
+                    continue
+                if not torch.stack(end.aminmax()).isfinite().all():  # without a mask of its size
                     said = f"the {title} weights are not finite, first in {name!r}; make them again"
                     raise ValueError(f"{said}: the file is damaged or the training diverged")
+            self._ends[name] = ends[0], ends[1]
+        self.to(self._ends[name][0].device)
 
     def to(self, device: torch.device | str) -> Self:
         """Move both ends to `device` in place and return the path."""
-        self._parts = [(start.to(device), end.to(device)) for start, end in self._parts]
-        self._ends: dict[str, tuple[Tensor, Tensor]] = {}
-        for shapes, part in zip(self._shapes, self._parts, strict=True):
-            starts, ends = (_views(flat, shapes) for flat in part)
-            self._ends |= {name: (starts[name], ends[name]) for name in shapes}
-        self._floats = [part for part in self._parts if part[0].is_floating_point()]
-        # what `set_` writes of a model, and where its tensors were then
-        self._bound: weakref.WeakKeyDictionary[nn.Module, tuple[list[Block], dict[str, int]]]
-        self._bound = weakref.WeakKeyDictionary()
+        self._ends = {name: (a.to(device), b.to(device)) for name, (a, b) in self._ends.items()}
+        self._floats = {n: ends for n, ends in self._ends.items() if ends[0].is_floating_point()}
         return self
 
     @property
     def start(self) -> Tensor:
-        """The flat vector at alpha = 0; a copy in float32 where the ends are of half precision."""
-        return _cat([start.to(self.dtype) for start, _ in self._floats])
+        """A copy of the weights at alpha = 0 as one flat vector, of at least float32."""
+        return self.at(0.0)
 
     @property
     def end(self) -> Tensor:
-        """The flat vector at alpha = 1, as `start`."""
-        return _cat([end.to(self.dtype) for _, end in self._floats])
+        """A copy of the weights at alpha = 1, as `start`."""
+        return self.at(1.0)
 
     def at(self, alpha: float) -> Tensor:
         """Return w(alpha) as a new flat vector, bit-exact at alpha = 0 and 1."""
-        return _cat([self._write(torch.empty_like(start, dtype=self.dtype), start, end, alpha)
-                     for start, end in self._floats])  # fmt: skip
+        return self._flat(lambda name, view: self._write(view, *self._ends[name], alpha))
 
     @property
     def length(self) -> float:
         """The 2-norm of w_ft - w_zs, (2.3) eq-length, summed in float64 by chunks."""
-        pairs = (pair for start, end in self._floats for pair in _chunks(start, end))
+        pairs = (pair for start, end in self._floats.values() for pair in _chunks(start, end))
         return math.hypot(*(float(torch.dist(a.double(), b.double())) for a, b in pairs))
 
     @cached_property
@@ -153,43 +140,50 @@ class WeightPath:
             for digest, tensor in zip(digests, ends, strict=True):
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
                 digest.update(f"{name} {dtype} {tuple(tensor.shape)}\n".encode())
-                for chunk in tensor.view(-1).split(CHUNK):
+                for (chunk,) in _chunks(tensor):
                     digest.update(chunk.to(dtype).cpu().numpy().data)
         return digests[0].hexdigest(), digests[1].hexdigest()
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of a flat `vector` under the names and shapes of the checkpoints."""
-        pairs = self._ends.items()
-        views = _views(vector, {n: s.shape for n, (s, _) in pairs if s.is_floating_point()})
+        shapes = {name: start.shape for name, (start, _) in self._floats.items()}
+        parts = vector.split([shape.numel() for shape in shapes.values()])
+        views = {n: part.view(s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
         return views | {name: views[home] for name, home in self._ties.items() if home in views}
 
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """Return the flat vector of `tensors` in the path's order; an absent tensor counts as 0."""
-        out = _cat([torch.zeros_like(start, dtype=self.dtype) for start, _ in self._floats])
-        # ties first: the name that they repeat has the last word
-        for name, view in reversed(self.unflatten(out).items()):
-            if (tensor := tensors.get(name)) is not None:
-                view.copy_(tensor.detach().reshape(view.shape))
-        return out
+
+        def fill(name: str, view: Tensor) -> object:
+            names = (name, *(tie for tie, home in self._ties.items() if home == name))
+            given = [tensor for n in names if (tensor := tensors.get(n)) is not None]
+            return view.copy_(given[0].detach().reshape(view.shape)) if given else view.zero_()
+
+        return self._flat(fill)
+
+    def _flat(self, fill: Callable[[str, Tensor], object]) -> Tensor:
+        starts = [start for start, _ in self._floats.values()]
+        size, device = sum(start.numel() for start in starts), starts[0].device
+        flat = torch.empty(size, dtype=self.dtype, device=device)
+        for name, view in self.unflatten(flat).items():
+            if name in self._ends:
+                fill(name, view)
+        return flat
 
     def set_(self, model: nn.Module, alpha: float) -> nn.Module:
         """Write w(alpha) into `model` in place and return it.
 
-        The first call re-points the model's small tensors to views of flat blocks: later calls pass
-        over few. Modes and gradients stay. The model is of the checkpoints' types or the path's.
+        Modes and gradients stay. The model is of the checkpoints' types or the path's.
 
         Raises:
             ValueError: `alpha` is not finite, or the model does not fit the path.
         """
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = model.state_dict(keep_vars=True)
-            blocks, pointers = self._bound.get(model, ([], None))
-            if pointers != _pointers(tensors):
-                blocks = self._bind(tensors)  # which moves tensors
-                self._bound[model] = blocks, _pointers(tensors)
-            for start, end, out in blocks:
-                self._write(out, start, end, alpha)
-            if self.after is not None:
+        tensors = self._targets(model)
+        with torch.inference_mode():  # which alone may write into a model that was made in it
+            for name, tensor in tensors.items():
+                self._write(tensor.detach(), *self._ends[self._ties.get(name, name)], alpha)
+        if self.after is not None:
+            with torch.no_grad():
                 self.after(model)
         return model
 
@@ -213,16 +207,15 @@ class WeightPath:
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
+        kinds = {name: self._dtypes.get(name, start.dtype) for name, (start, _) in ends.items()}
 
-        def pieces(start: Tensor, end: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-            for a, b in _chunks(start.reshape(-1), end.reshape(-1)):
-                yield self._write(torch.empty_like(a, dtype=dtype), a, b, alpha)
+        def values(name: str) -> Tensor:
+            start, end = ends[name]
+            return self._write(torch.empty_like(start, dtype=kinds[name]), start, end, alpha)
 
-        tensors = {}
-        for name, (start, end) in ends.items():
-            dtype = self._dtypes.get(name, start.dtype)
-            tensors[self._prefix + name] = dtype, start.shape, pieces(start, end, dtype)
         noted = {self._prefix + name: self._prefix + home for name, home in ties.items()}
+        tensors = {self._prefix + name: (kinds[name], start.shape, functools.partial(values, name))
+                   for name, (start, _) in ends.items()}  # fmt: skip
         checkpoints.write(file, tensors, {**noted, **(metadata or {})})
 
     def _write(self, out: Tensor, start: Tensor, end: Tensor, alpha: float) -> Tensor:
@@ -233,9 +226,7 @@ class WeightPath:
             return out.copy_(end if alpha >= 0.5 else start)
         if start.dtype == out.dtype:  # of half precision too torch computes in float32, then rounds
             return torch.lerp(start, end, float(alpha), out=out)
-        for piece, a, b in _chunks(out, start, end, size=CHUNK // 16):  # the cache holds a few
-            piece.copy_(torch.lerp(a.to(self.dtype), b.to(self.dtype), float(alpha)))
-        return out
+        return out.copy_(torch.lerp(start.to(self.dtype), end.to(self.dtype), float(alpha)))
 
     def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a model's tensors under the path's names: without a prefix that only it has."""
@@ -244,35 +235,28 @@ class WeightPath:
         prefix, _ = checkpoints.strip(self._chosen(state))
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
-    def _bind(self, state: Mapping[str, Tensor]) -> list[Block]:
-        tensors = self._named(state)
+    def _targets(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of `model` that the path writes, once they are known to fit."""
+        tensors = self._named(model.state_dict(keep_vars=True))
+        targets = {n: tensor for n, tensor in tensors.items() if self._ties.get(n, n) in self._ends}
+        theirs = {self._ties.get(name, name): tensor for name, tensor in targets.items()}
         homes: dict[object, str] = {}  # of memory
-        theirs: dict[str, Tensor] = {}
-        targets: dict[str, dict[int, Tensor]] = {name: {} for name in self._ends}
-        for name, tensor in tensors.items():
-            if (home := self._ties.get(name, name)) in self._ends:
-                first = homes.setdefault(_memory(tensor), home)
-                if first != home and not all(map(torch.equal, self._ends[first], self._ends[home])):
-                    said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
-                    raise ValueError(f"{said} checkpoints; untie them in the model")
-                theirs[home] = targets[first][id(tensor)] = tensor
+        for home, tensor in theirs.items():
+            first = homes.setdefault(_memory(tensor), home)
+            if first != home and not all(map(torch.equal, self._ends[first], self._ends[home])):
+                said = f"{first!r} and {home!r} are one tensor in the model, but differ in the"
+                raise ValueError(f"{said} checkpoints; untie them in the model")
         others = {name: t for name, t in tensors.items() if _memory(t) not in homes}
         ours = {name: start for name, (start, _) in self._ends.items()}
         _check_same_tensors(ours, theirs | self._chosen(others))
-        runs: list[list[Block]] = []
-        for name, (start, end) in self._ends.items():
-            for tensor in targets[name].values():
-                fits = tensor.dtype in (self.dtype, self._dtypes[name])
-                if start.is_floating_point() and not (fits and tensor.device == start.device):
-                    sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
-                    remedy = (
-                        f"on {start.device}; convert one of them (model.float(), path.to(device))"
-                    )
-                    raise ValueError(f"{name!r} of the model is {sides} {remedy}")
-                if not (runs and _follows(runs[-1], start, tensor)):
-                    runs.append([])
-                runs[-1].append((start, end, tensor))
-        return [_block(run) for run in runs]
+        for name, start in ours.items():
+            tensor = theirs[name]
+            fits = tensor.dtype in (self.dtype, self._dtypes[name])
+            if start.is_floating_point() and not (fits and tensor.device == start.device):
+                sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
+                remedy = f"on {start.device}; convert one of them (model.float(), path.to(device))"
+                raise ValueError(f"{name!r} of the model is {sides} {remedy}")
+        return targets
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
@@ -304,49 +288,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[T
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 
 
-def _join(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    sizes = [tensor.numel() for tensor in tensors]
-    flat = torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device)
-    for part, tensor in zip(flat.split(sizes), tensors, strict=True):
-        part.view(tensor.shape).copy_(tensor.detach())
-    return flat
-
-
-def _views(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {n: part.view(s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _cat(flats: list[Tensor]) -> Tensor:
-    return flats[0] if len(flats) == 1 else torch.cat(flats)  # which copies even one
-
-
-def _chunks(*flats: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(flat.split(size or CHUNK) for flat in flats), strict=True)
-
-
-def _pointers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _follows(run: list[Block], start: Tensor, tensor: Tensor) -> bool:
-    (first, _, other), size = run[0], sum(part.numel() for part, _, _ in run)
-    alike = (start.dtype, tensor.dtype) == (first.dtype, other.dtype)
-    apart = start.storage_offset() - first.storage_offset()
-    return alike and bool(apart == size <= CHUNK - start.numel())
-
-
-def _block(run: list[Block]) -> Block:
-    """Return as one what follows upon each other; where it is several, the model's is moved."""
-    start, end, tensor = run[0]
-    flat = tensor.detach()
-    if len(run) > 1 or not flat.is_contiguous() or flat.is_inference():
-        tensors = [tensor for _, _, tensor in run]
-        flat = _join(tensors, flat.dtype)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.data = part.view(tensor.shape)
-    flat = flat.view(-1)
-    return start.as_strided(flat.shape, (1,)), end.as_strided(flat.shape, (1,)), flat
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.reshape(-1).split(CHUNK) for tensor in tensors), strict=True)
 
 
 def _memory(tensor: Tensor) -> object:
