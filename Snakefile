@@ -9,7 +9,7 @@ from shlex import quote
 from experiment import locks
 from experiment.__main__ import CHOICES
 from experiment.run import Run
-from experiment.sources import page, step
+from experiment.sources import kept, page, prose, step
 
 SETTINGS = {name: str(config.get(name) or "") for name in CHOICES}
 FRESH = int(config.get("images") or 0)  # test images a task, for the evidence
@@ -19,13 +19,12 @@ run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)),
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
-SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - {"pair", "twins" if REAL else ""}
 JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kind in ("json", "npz")]
-SUMMARIES -= set() if JOINED else {"joint", "joint_again"}
+LEFT_OUT = {"pair"} | ({"twins"} if REAL else set()) | (set() if JOINED else {"joint", "joint_again"})
+SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - LEFT_OUT
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
-MEMORY = dict.fromkeys(("finetune", "baseline", "solve"), 3600) if REAL else {}
-GPU, SMALL = int(REAL), 1600
+GPU, MODEL, SMALL = int(REAL), 3600 if REAL else 1600, 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
 STEP = f"{locks.RUN}={os.getpid()} PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
@@ -45,19 +44,15 @@ SOLVED = expand(f"{R}/pairs/{{s}}-{{p}}.json", s=SUPPORTED, p=PATCHING)
 SOLVED += [str(file(task)) for file in (run.evaluations, run.predictions) for task in PATCHING]
 PAGES = expand(f"{BOOK}/pairs/{{s}}-{{p}}.ipynb", s=SUPPORTED, p=PATCHING)
 PAGES += expand(f"{BOOK}/results/{{summary}}.ipynb", summary=sorted(SUMMARIES))
-KEPT = [file for kind in "evidence samples seeds ablations".split() for file in Path("results/micro", kind).glob("*")]
-APART = {"_build", "pairs", "results", "__pycache__"}
-PROSE = [str(f) for f in Path("book").rglob("*") if f.is_file() and not APART & set(f.parts)]
 
-wildcard_constraints:
-    task="|".join(TASKS), patching="|".join(PATCHING), summary="|".join(SUMMARIES),
+wildcard_constraints: task="|".join(TASKS), patching="|".join(PATCHING), summary="|".join(SUMMARIES)
 
 rule book:  # the pages too: Snakemake misses no file but those that are asked for
     input: index=SITE, pages=PAGES
     shell: "echo 'the book is at' $(realpath {input.index})"
 
 rule site:
-    input: PAGES, f"{R}/provenance.json", PROSE
+    input: PAGES, f"{R}/provenance.json", prose()
     output: SITE
     params: build=Path(sys.executable).with_name("jupyter-book")
     shell: "{STEP} assemble {RUN} && {params.build} build {BOOK} --all -W -n --keep-going -q"
@@ -118,39 +113,34 @@ rule describe:
     shell: "{STEP} describe {RUN}"
 
 rule finetune:
-    input:
-        step("finetune"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{patching}}.safetensors",
-        lambda w: [run.images(w.patching), *run.given(w.patching), *run.verified("heads", w.patching)],
+    input: step("finetune"), f"{A}/zero_shot.safetensors", f"{A}/heads/{{patching}}.safetensors",
+        lambda w: [run.images(w.patching), *run.given(w.patching), *run.verified("heads", w.patching)]
     output: f"{A}/fine_tuned/{{patching}}.safetensors"
     benchmark: f"{A}/benchmarks/finetune.{{patching}}.tsv"
-    resources: gpu=GPU, mem_mb=MEMORY.get("finetune", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} finetune {RUN} {wildcards.patching}"
 
 rule baseline:
-    input:
-        step("baseline"), f"{A}/zero_shot.safetensors", [run.head(task) for task in SUPPORTED],
-        [run.images(task) for task in SUPPORTED], run.verified("heads", *SUPPORTED),
+    input: step("baseline"), f"{A}/zero_shot.safetensors", [run.head(task) for task in SUPPORTED],
+        [run.images(task) for task in SUPPORTED], run.verified("heads", *SUPPORTED)
     output: [run.baseline(task) for task in SUPPORTED]
     benchmark: f"{A}/benchmarks/baseline.tsv"
     priority: 1  # all paths wait for it
-    resources: gpu=GPU, mem_mb=MEMORY.get("baseline", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} baseline {RUN} {SUPPORTED}"
 
 rule solve:
-    input:
-        step("solve"), "experiment/pair.schema.json", lambda w: run.verified("fine_tuned", w.patching),
+    input: step("solve"), "experiment/pair.schema.json", lambda w: run.verified("fine_tuned", w.patching),
         f"{A}/fine_tuned/{{patching}}.safetensors", [run.baseline(task) for task in SUPPORTED],
-    output:
-        expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
+    output: expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
         f"{R}/evaluations/{{patching}}.npz", f"{R}/predictions/{{patching}}.json",
     params: supported=",".join(SUPPORTED)
     benchmark: f"{A}/benchmarks/solve.{{patching}}.tsv"
-    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} solve {RUN} {wildcards.patching}"
 
 rule pair:
-    input:
-        page("notebooks/pair.md"), f"{R}/run.json", f"{R}/evaluations/{{patching}}.npz",
+    input: page("notebooks/pair.md"), f"{R}/run.json", f"{R}/evaluations/{{patching}}.npz",
         expand(f"{R}/pairs/{{s}}-{{{{patching}}}}.json", s=SUPPORTED),
     output: expand(f"{BOOK}/pairs/{{s}}-{{{{patching}}}}.ipynb", s=SUPPORTED)
     params: supported=",".join(SUPPORTED)
@@ -158,23 +148,21 @@ rule pair:
     shell: "{STEP} pair {RUN} {wildcards.patching}"
 
 rule summary:
-    input:
-        lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
+    input: lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
         lambda w: JOINED if w.summary.startswith("joint") else [],
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
-        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else KEPT,
+        lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else kept(),
     output: f"{BOOK}/results/{{summary}}.ipynb"
     params: evidence=[file.stat().st_mtime for file in sorted(R.glob("evidence/*.json"))]  # of the run itself
     benchmark: f"{A}/benchmarks/page.{{summary}}.tsv"
     shell: "{STEP} page {RUN} notebooks/{wildcards.summary}.md {output} -p results ../../results/{run.name}"
 
 rule join:
-    input:
-        step("join"), f"{A}/zero_shot.safetensors", HEADS, IMAGES,
+    input: step("join"), f"{A}/zero_shot.safetensors", HEADS, IMAGES,
         lambda w: [run.fine_tuned(task) for task in run.profile.trios[int(w.number)][1:]],
     output: f"{R}/joint/{{number}}.json", f"{R}/joint/{{number}}.npz"
     benchmark: f"{A}/benchmarks/join.{{number}}.tsv"
-    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} join {RUN} {wildcards.number}"
 
 rule provenance:
@@ -187,7 +175,7 @@ rule measure:  # for the evidence
     output: f"{R}/evidence/{{patching}}.json"
     params: images=FRESH
     benchmark: f"{A}/benchmarks/measure.{{patching}}.tsv"
-    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} measure {RUN} --images {params.images} {wildcards.patching}"
 
 rule resample:
@@ -204,7 +192,7 @@ rule evidence:
 rule complete:  # every normalisation, for the reference
     input: f"{R}/evaluations/{{patching}}.npz"
     output: f"{A}/complete/{{patching}}.npz"
-    resources: gpu=GPU, mem_mb=MEMORY.get("solve", SMALL)
+    resources: gpu=GPU, mem_mb=MODEL
     shell: "{STEP} complete {RUN} {wildcards.patching}"
 
 rule reference:  # for maintainers: the committed results and pages, from this run

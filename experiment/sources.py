@@ -43,3 +43,15 @@ def page(notebook: str) -> list[str]:
     ):
         found |= {package, *(f"{package}.{name.split()[0]}" for name in names.split(", "))}
     return [notebook, *code(*(found & _graph().modules))]
+
+
+def prose() -> list[str]:
+    """Return the files of the book that no step writes."""
+    apart = {"_build", "pairs", "results", "__pycache__"}
+    return [str(f) for f in Path("book").rglob("*") if f.is_file() and not apart & set(f.parts)]
+
+
+def kept() -> list[str]:
+    """Return the committed evidence, which every run's pages show."""
+    kinds = ("evidence", "samples", "seeds", "ablations")
+    return [str(file) for kind in kinds for file in Path("results/micro", kind).glob("*")]

@@ -22,6 +22,7 @@ from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
 
+DRAWN = 100_000  # letters: an output as long is a page with its data
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
     "_static/locales",
@@ -69,9 +70,11 @@ def _link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         own = name.removeprefix("paintlib.")
         if own == name or isinstance(literal.parent, nodes.reference):
             continue
-        while own and not (found := [n for n in known if n == name or n.endswith(f".{own}")]):
+        found = [n for n in known if n == name]
+        while own and not found:
+            found = [n for n in known if n.endswith(f".{own}")]
             own = own.rpartition(".")[0]  # an argument is told where its function is
-        if not own or len(found) != 1:
+        if len(found) != 1:
             continue
         place = known[found[0]]
         folder = posixpath.dirname(docname) or "."
@@ -165,11 +168,12 @@ def _complete(app: Sphinx, failure: Exception | None) -> None:
 
 
 def _lighten(notebook: Path) -> None:
-    """Drop the pictures of a notebook for download, which its page has, and its layout."""
+    """Drop what is drawn in a notebook for download, which its page has, and its layout."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     for cell in content["cells"]:
         for output in cell.get("outputs", []):
-            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
-                del output["data"][kind]
+            data = output.get("data", {})
+            for kind in [k for k in data if k.startswith("image/") or len("".join(data[k])) > DRAWN]:
+                del data[kind]
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     notebook.write_text(text, encoding="utf-8")

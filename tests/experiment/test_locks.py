@@ -79,8 +79,8 @@ import subprocess, sys, time; from experiment import locks
 plain = subprocess.Popen(["sleep", "600"])
 deaf = subprocess.Popen([sys.executable, "-c", {deaf!r}], stdout=subprocess.PIPE)
 deaf.stdout.readline()
-locks.end_steps_at_sigterm(); print('runs', flush=True)
-try: time.sleep(600)
+locks.end_steps_at_sigterm()
+try: print('runs', flush=True); time.sleep(600)
 except KeyboardInterrupt: print(plain.wait(), deaf.wait(), flush=True)
 """
     run = start(code)
