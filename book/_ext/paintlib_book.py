@@ -173,7 +173,9 @@ def _lighten(notebook: Path) -> None:
     for cell in content["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            for kind in [k for k in data if k.startswith("image/") or len("".join(data[k])) > DRAWN]:
+            for kind in [
+                k for k in data if k.startswith("image/") or len("".join(data[k])) > DRAWN
+            ]:
                 del data[kind]
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     notebook.write_text(text, encoding="utf-8")
