@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,20 +103,42 @@ def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} is missing; fetch it, or the whole folder, again")
     if path.suffix != ".safetensors":
         try:
-            content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            remedy = "if you trust it, load it yourself with torch.load and pass its state dict"
-            raise ValueError(f"{path} holds more than tensors, or is damaged; {remedy}") from error
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript
+                content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except Exception as error:  # bytes that are no checkpoint fail in many ways
+            raise ValueError(f"{path} {_why(path, error)}") from error
         return _state(content, entry, str(path))
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             ties = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file; fetch it again") from error
+        said = f"{path} cannot be read as safetensors ({error})"
+        raise ValueError(f"{said}; fetch it again") from error
     # safetensors.torch.save_model notes so which names it dropped
     dropped = {name: kept for name, kept in ties.items() if kept in tensors}
     return {**{name: tensors[kept] for name, kept in dropped.items()}, **tensors}
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Return why a file that torch refuses is no state dict, and the remedy."""
+    if "TorchScript" in str(error):
+        return (
+            "is TorchScript, a program rather than weights; if you trust it, convert it:\n"
+            "  import safetensors.torch, torch\n"
+            f"  state = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
+            "  state = {name: tensor.contiguous() for name, tensor in state.items()}\n"
+            f"  safetensors.torch.save_file(state, {path.stem + '.safetensors'!r})"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return (
+            f"holds more than tensors{f' ({found[1]})' if found else ''}, and none of it was run; "
+            "if you trust it, load it with the code that made it and save its state dict: "
+            f"torch.save(model.state_dict(), {path.name!r})"
+        )
+    first = str(error).strip().partition("\n")[0]
+    return f"cannot be read as a checkpoint ({type(error).__name__}: {first}); fetch it again"
 
 
 def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:

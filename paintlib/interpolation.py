@@ -187,6 +187,16 @@ class WeightPath:
                 self.after(model)
         return model
 
+    def add_(self, model: nn.Module, share: float) -> nn.Module:
+        """Add `share` of w_ft - w_zs to the weights of `model` in place; errors as `set_`."""
+        tensors = {_memory(t): (name, t) for name, t in self._targets(model).items()}  # ties once
+        with torch.inference_mode():
+            for name, tensor in tensors.values():
+                start, end = self._ends[self._ties.get(name, name)]
+                if start.is_floating_point():
+                    tensor.detach().add_(end, alpha=share).sub_(start, alpha=share)
+        return model
+
     def save(self, file: Path | str, alpha: float, *, metadata: Mapping[str, str] | None = None,
              model: nn.Module | None = None) -> None:  # fmt: skip
         """Write w(alpha) as a safetensors file, whole at any time, in the names and types of start.

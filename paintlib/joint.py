@@ -55,8 +55,8 @@ class JointSolution:
 class WeightPatches:
     """The weights reached by several patches of one start; two coefficients span a plane.
 
-    Where one coefficient alone is not 0, they are bit for bit those of `WeightPath(start, end)`;
-    integer tensors are those of the first path at its coefficient.
+    Where one coefficient alone is not 0, they are those of `WeightPath(start, end)`; else integer
+    tensors are those of the first path at its coefficient.
 
     `start` and each of `ends`, and the errors, are those of `WeightPath`; `after` is called with
     the model after each write.
@@ -77,25 +77,15 @@ class WeightPatches:
         Raises:
             ValueError: there is not one finite coefficient per patch, or the model does not fit.
         """
-        import torch
-
         shares = tuple(map(float, np.atleast_1d(alpha)))
         if len(shares) != len(self.paths) or not np.isfinite(shares).all():
             raise ValueError(f"alpha = {alpha}; give each of {len(self.paths)} patches a number")
-        self.paths[0].set_(model, shares[0])  # into one flat buffer, which the rest is added to
-        alone = np.count_nonzero(shares) == 1
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = model.state_dict(keep_vars=True)
-            for path, share in zip(self.paths[1:], shares[1:], strict=True):
-                if share == 0:
-                    continue
-                end = path.unflatten(path.at(share) if alone else path.end)
-                start = path.unflatten(path.start)
-                for name in {tensors[name].data_ptr(): name for name in end}.values():
-                    if alone:
-                        tensors[name].copy_(end[name])
-                    else:
-                        tensors[name].add_(end[name], alpha=share).sub_(start[name], alpha=share)
+        used = np.flatnonzero(shares)
+        first = int(used[0]) if len(used) == 1 else 0
+        self.paths[first].set_(model, shares[first])
+        for path, share in zip(self.paths[first + 1 :], shares[first + 1 :], strict=True):
+            if share:
+                path.add_(model, share)
         if self.after is not None:
             self.after(model)
         return model

@@ -7,18 +7,16 @@ was fine-tuned from it, needs an architecture whose name ends in "-quickgelu".
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from experiment.profiles import PATCHING
+from paintlib.checkpoints import read
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -78,7 +76,7 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
     elif not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"weights {weights!r} are no file, and no tag of {name}: {tags}")
-    _, state = _below("visual.conv1.weight", _read(path), path, _WHOLE)
+    _, state = _below("visual.conv1.weight", read(path), path, _WHOLE)
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(_conform(state, model.state_dict(), path, f"is it {name}? {_WHOLE}"))
     return model
@@ -91,8 +89,7 @@ def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str,
     no projection: that of `reference`, the zero-shot tower, is taken, which fine-tuning that class
     leaves unchanged. The result is like `reference` in all but its values, and shares no memory.
     """
-    path = Path(path)
-    state = _read(path)
+    state = read(path)
     if not any(name.endswith("embeddings.class_embedding") for name in state):
         return _conform(_below("conv1.weight", state, path, _FORMATS)[1], reference, path, _FORMATS)
     prefix, tower = _below("embeddings.class_embedding", state, path, _FORMATS)
@@ -143,41 +140,6 @@ def _downloaded(download: Callable[[], str], what: str, remedy: str) -> Path:
         return Path(download())
     except Exception as error:  # of several clients, which share no base class
         raise RuntimeError(f"cannot download {what} ({_first_line(error)}); {remedy}") from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a state dict without executing anything the file holds."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    kind = "safetensors" if path.suffix == ".safetensors" else "a checkpoint"
-    try:
-        if kind == "safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail in many ways
-        problem = f"cannot be read as {kind} ({_first_line(error)}); fetch it again"
-        if "TorchScript" in str(error):
-            problem = (
-                "is TorchScript, a program rather than weights; if you trust it, convert it:\n"
-                "  import safetensors.torch, torch\n"
-                f"  state = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
-                "  state = {name: tensor.contiguous() for name, tensor in state.items()}\n"
-                f"  safetensors.torch.save_file(state, {path.stem + '.safetensors'!r})"
-            )
-        elif isinstance(error, pickle.UnpicklingError):
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            problem = (
-                "is no state dict that can be read without running code"
-                f"{f' ({found[1]})' if found else ''}, and none was run; if it is a pickled model "
-                "that you trust, load it with the code that made it and save its weights: "
-                f"torch.save(model.state_dict(), {path.name!r})"
-            )
-        raise ValueError(f"{path} {problem}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # open_clip's own training checkpoints
-    tensors = state.items() if isinstance(state, dict) else ()
-    return {name: value for name, value in tensors if isinstance(value, Tensor)}
 
 
 def _below(

@@ -301,8 +301,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tiny, tmp_path):
         (reference | wide, r": 2 missing, .* 'ln_pre.bias' \(64,\); 2 unex.* 'ln_pre.bias' \(3,\)"),
         (less | {"a": torch.ones(1), "proj": torch.ones(2)}, "5 missing.* 2 unexpected, first: 'a"),
         ({"weight": torch.ones(2)}, "0 image towers, .* 1 tensors, first: 'weight'; understood"),
-        ({}, "0 image towers, .* among 0 tensors, first: 'none'"),
-        (torch.ones(3), "0 image towers, .* among 0 tensors"),
+        ({}, r"w\.pt holds no state dict"),
+        (torch.ones(3), r"w\.pt holds no state dict"),
         ({f"{s}.{n}": t for n, t in reference.items() for s in "ab"}, "2 image towers"),
         (reference | nan, "2 tensors with NaN or infinity, first: 'ln_pre.bias'"),
         (gone, r"1 missing, first: '.*\.1.attn.in_proj_bias' .*; 2 unexpected"),
@@ -333,7 +333,7 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, protocol, nested):
         lambda: import_image_tower(path, {}),
         lambda: pretrained_clip(weights=str(path)),
     ):
-        with pytest.raises(ValueError, match=r"evil\.pt is no state dict .* and none was run"):
+        with pytest.raises(ValueError, match=r"evil\.pt holds more than .* none of it was run"):
             read()
     assert not evil.path.exists()
 
@@ -359,7 +359,7 @@ def test_torchscript_is_refused_with_a_remedy_that_works(tiny, tmp_path, monkeyp
 
 def test_unreadable_and_truncated_files_are_refused(tiny, tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(FileNotFoundError, match="is not there"):
         import_image_tower(path, {})
     whole = written(tiny[1].visual.state_dict(), tmp_path, suffix).read_bytes()
     for content in (b"", b"no weights", b"PK\x03\x04", b"\x80\x02N.", whole[:-100]):
