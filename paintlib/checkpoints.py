@@ -296,5 +296,5 @@ def write(file: Path | str,
     with replacing(file) as part, part.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = tensors[name][2]().cpu().contiguous()
-            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            # no name for it: it is gone before the next is made
+            out.write(tensors[name][2]().cpu().reshape(-1).view(torch.uint8).numpy().data)

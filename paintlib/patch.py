@@ -171,7 +171,8 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
         tasks = [setup.rows[name] for name in missing]
         counts: list[Any] = [probes[name].images for name in missing]
         total = None if None in counts else sum(counts)
-        said = f"evaluation {next(number)}, alpha = {alpha:.4f}"
+        beside = HELD_OUT if missing[0].endswith(HELD_OUT) else ""
+        said = f"evaluation {next(number)}{beside}, alpha = {alpha:.4f}"
         with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
             watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
             return [task.evaluate() for task in watched]
