@@ -4,15 +4,19 @@ Scripts that other packages hold are copied in, so that no page needs a network.
 to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
 holds. A name of the library in the text links to its docstring. What no page loads is left out.
+Where the address of the repository is known, pages link to their source there.
 """
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import itertools
 import json
+import os
 import posixpath
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import vl_convert
 from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
 DRAWN = 100_000  # letters: an output as long is a page with its data
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
@@ -41,12 +46,25 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
+    app.connect("config-inited", _link_repository)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _gather_code)
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _link_repository(_app: Sphinx, config: Config) -> None:
+    if name := os.environ.get("GITHUB_REPOSITORY"):  # which GitHub sets in a workflow
+        config.html_theme_options |= {
+            "repository_url": f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}",
+            "repository_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+            "path_to_docs": "book",
+            "use_repository_button": True,
+            "use_source_button": True,
+            "launch_buttons": {"binderhub_url": "https://mybinder.org"},
+        }
 
 
 def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -105,8 +123,15 @@ def _shows(cell: nodes.Element) -> bool:
 
 
 def _sign(
-    app: Sphinx, pagename: str, _template: str, context: dict[str, Any], _doctree: object
+    app: Sphinx,
+    pagename: str,
+    _template: str,
+    context: dict[str, Any],
+    doctree: nodes.document | None,
 ) -> None:
+    if doctree and (first := next(doctree.findall(nodes.paragraph), None)):
+        text = textwrap.shorten(first.astext(), 160, placeholder=" ...")  # for search engines
+        context["metatags"] += f'<meta name="description" content="{html.escape(text)}" />'
     cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
     sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
     if (file := _provenance(app)).is_file():

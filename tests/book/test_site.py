@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -245,3 +246,32 @@ def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, na
 
 def test_site_is_small(book_html):
     assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 25e6
+
+
+def test_pages_describe_themselves_and_link_to_no_repository_that_is_not_known(soups):
+    described = [soup.select_one('meta[name="description"]') for soup in soups.values()]
+    texts = [tag["content"] for tag in described if tag]
+    assert len(texts) > 50 and all(20 < len(text) <= 160 for text in texts)
+    known = ".dropdown-source-buttons, .dropdown-launch-buttons"
+    assert not any(soup.select(known) for soup in soups.values())
+
+
+def test_pages_link_to_their_source_and_to_binder_where_the_repository_is_known(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/fork")
+    monkeypatch.setenv("GITHUB_REF_NAME", "work")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "index.md").write_text("# Title\n\nText.\n")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copytree(ROOT / "book/_ext", tmp_path / "_ext")
+    (tmp_path / "_static").mkdir()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("jupyter-book"), "build", tmp_path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "_build/html/index.html").read_text("utf-8")
+    assert "https://github.com/someone/fork/blob/work/book/index.md" in text
+    assert "dropdown-source-buttons" in text
