@@ -3,7 +3,8 @@
 Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
 to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
-holds. A name of the library in the text links to its docstring. What no page loads is left out.
+holds. A name of the library in the text links to its docstring. What no page loads is left out. The
+pages of the pairs, which `run.json` lists, belong to no side bar and no search: one page links to all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import vl_convert
 from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
 DRAWN = 100_000  # letters: an output as long is a page with its data
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
@@ -38,6 +40,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for listener in list(itertools.chain(*app.events.listeners.values())):
         if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
             app.disconnect(listener.id)
+    app.connect("config-inited", _admit_pairs, priority=950)  # others leave out what is in no contents
+    app.connect("builder-inited", _search_no_pair)
+    app.connect("doctree-read", _expect_pair_nowhere)
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
@@ -47,6 +52,35 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _pairs(app: Sphinx) -> list[str]:
+    """Return the pages of the run's pairs."""
+    file = Path(app.srcdir, app.config.paintlib_results, "run.json")
+    run = json.loads(file.read_text(encoding="utf-8"))
+    return [f"pairs/{s}-{p}" for s, p in itertools.product(run["supported"], run["patching"])]
+
+
+def _admit_pairs(app: Sphinx, config: Config) -> None:
+    pages = {f"{page}.ipynb" for page in _pairs(app)}
+    config["exclude_patterns"] = [p for p in config["exclude_patterns"] if p not in pages]
+
+
+def _search_no_pair(app: Sphinx) -> None:
+    index = getattr(app.builder, "index_page", None)
+    if index is None:
+        return
+
+    def index_page(page: str, doctree: nodes.document, title: str) -> None:
+        if not page.startswith("pairs/"):
+            index(page, doctree, title)
+
+    app.builder.index_page = index_page  # type: ignore[attr-defined]
+
+
+def _expect_pair_nowhere(app: Sphinx, _doctree: nodes.document) -> None:
+    if app.env.docname.startswith("pairs/"):
+        app.env.metadata[app.env.docname]["orphan"] = True
 
 
 def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -107,6 +141,12 @@ def _shows(cell: nodes.Element) -> bool:
 def _sign(
     app: Sphinx, pagename: str, _template: str, context: dict[str, Any], _doctree: object
 ) -> None:
+    if (pairs := _pairs(app)).count(pagename):  # its neighbours in the table of all pairs
+        at = pairs.index(pagename)
+        for key, number in (("prev", at - 1), ("next", at + 1)):
+            page = pairs[number] if 0 <= number < len(pairs) else "results/all_pairs"
+            title = app.builder.render_partial(app.env.titles[page])["title"]
+            context[key] = {"link": context["pathto"](page), "title": title}
     cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
     sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
     if (file := _provenance(app)).is_file():
