@@ -97,9 +97,9 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
         part.write_text(next(d["image/svg+xml"] for d in data if "image/svg+xml" in d), "utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
-    gallery = target / "results" / "twins.ipynb"
-    if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
-        shutil.copy(prose / "results" / "twins.ipynb", gallery)
+    twins = target / "results" / "twins.ipynb"
+    if not twins.exists():  # a run on real data sets: the chapter is that of the reference
+        shutil.copy(prose / "results" / "twins.ipynb", twins)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"

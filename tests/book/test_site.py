@@ -228,7 +228,7 @@ def test_what_paper_cuts_off_is_found(browser):
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", "chapters/solver", "results/table1"])
+@pytest.mark.parametrize("name", ["index", "chapters/solver", "results/all_pairs"])
 def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, name):
     page = browser.new_page(viewport=A4)
     page.goto((book_html / f"{name}.html").as_uri())
