@@ -13,6 +13,7 @@ import importlib.metadata
 import itertools
 import json
 import posixpath
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 DRAWN = 100_000  # letters: an output as long is a page with its data
+ICON = re.compile(  # of Font Awesome's script, by its name
+    r"""(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?"""
+)
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
     "_static/locales",
     "_static/vendor/fontawesome/webfonts/*.ttf",
+    "_static/vendor/fontawesome/webfonts/fa-brands*",
     "_static/sphinx-thebe.js",
 )
 
@@ -203,8 +208,36 @@ def _complete(app: Sphinx, failure: Exception | None) -> None:
     (site / "_static/mathjax.js").write_bytes(source.read_bytes())
     for path in itertools.chain.from_iterable(site.glob(pattern) for pattern in UNUSED):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _drop_icons(site)
+    for figure in site.glob("_images/*.svg"):
+        figure.write_text(_shorter(figure.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in site.glob("_sources/**/*.ipynb"):
         _lighten(notebook)
+
+
+def _drop_icons(site: Path) -> None:
+    """Drop the icons that no page shows: two thousand, which every page would read."""
+    pages = (page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
+    shown = {icon for page in pages for icon in re.findall(r"\bfa-([a-z0-9-]+)", page)}
+    script = site / "_static/scripts/fontawesome.js"
+    text = script.read_text(encoding="utf-8")
+    text = ICON.sub(lambda icon: icon[0] if (icon[1] or icon[2]) in shown else "", text)
+    script.write_text(text, encoding="utf-8")
+
+
+def _shorter(svg: str) -> str:
+    """Return a drawing of matplotlib's with no more than can be seen of it."""
+
+    def rounded(numbers: re.Match[str]) -> str:
+        text = re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", numbers[0])
+        return re.sub(r"\s*([MLQCz])\s*", r"\1", text)
+
+    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"""\b(?:d|x|y)="[^"]*"|translate\([^)]*\)""", rounded, svg)
+    named = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in named else "", svg)
+    svg = re.sub(r'DejaVuSans-(\w+")', r"D\1", svg)
+    return re.sub(r">\s+<", "><", re.sub(r"\s+", " ", svg)).strip()
 
 
 def _lighten(notebook: Path) -> None:
@@ -217,5 +250,8 @@ def _lighten(notebook: Path) -> None:
                 k for k in data if k.startswith("image/") or len("".join(data[k])) > DRAWN
             ]:
                 del data[kind]
+            for kind, lines in data.items():  # running the notebook makes its downloads again
+                if kind.startswith("text/"):
+                    data[kind] = re.sub(r"<a download=.*?>(.*?)</a>", r"\1", "".join(lines))
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     notebook.write_text(text, encoding="utf-8")
