@@ -3,8 +3,8 @@
 Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
 to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
-holds. A name of the library in the text links to its docstring. What no page loads is left out. The
-pages of the pairs, which `run.json` lists, belong to no side bar and no search: one page links to all.
+holds. A name of the library in the text links to its docstring. What no page loads is left out.
+Pages of pairs, which `run.json` lists, are in no side bar and no search: one page links to all.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for listener in list(itertools.chain(*app.events.listeners.values())):
         if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
             app.disconnect(listener.id)
-    app.connect("config-inited", _admit_pairs, priority=950)  # others leave out what is in no contents
+    app.connect(
+        "config-inited", _admit_pairs, priority=950
+    )  # others leave out what is in no contents
     app.connect("builder-inited", _search_no_pair)
     app.connect("doctree-read", _expect_pair_nowhere)
     app.add_directive("run-seconds", ProvenanceTable)
@@ -150,7 +152,7 @@ def _sign(
         at = pairs.index(pagename)
         for key, number in (("prev", at - 1), ("next", at + 1)):
             page = pairs[number] if 0 <= number < len(pairs) else "results/all_pairs"
-            title = app.builder.render_partial(app.env.titles[page])["title"]
+            title = app.env.titles[page].astext()
             context[key] = {"link": context["pathto"](page), "title": title}
     cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
     sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
@@ -232,7 +234,9 @@ def _shorter(svg: str) -> str:
         text = re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", numbers[0])
         return re.sub(r"\s*([MLQCz])\s*", r"\1", text)
 
-    svg = re.sub(r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(
+        r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.S
+    )
     svg = re.sub(r"""\b(?:d|x|y)="[^"]*"|translate\([^)]*\)""", rounded, svg)
     named = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in named else "", svg)

@@ -13,7 +13,6 @@ from experiment import claims, report
 from experiment.claims import SURE
 from experiment.evidence import archive, rules
 
-
 RULES = ("the loss rule", "PAINT's rule")
 ERROR = "gain's sampling error, median"
 
@@ -99,8 +98,8 @@ def sentences(spread: pd.DataFrame) -> list[str]:
     return [
         f"Over {seeds} seeds of the reference the paper's quintic finds a lower loss sum than the "
         f"exhaustive search in {said('quintic lower')} of {pairs} pairs, by "
-        f"{said('median gain', '{:.2f}')} % at the median and {said('largest gain', '{:.2f}')} % at "
-        "most; the sampling error of such a gain is "
+        f"{said('median gain', '{:.2f}')} % at the median and "
+        f"{said('largest gain', '{:.2f}')} % at most; the sampling error of such a gain is "
         f"±{said(ERROR, '{:.2f}')} % at the median (1.96 standard errors), and "
         f"{'no gain exceeds' if beyond == '0' else f'{beyond} of the gains exceed'} its own.",
         "What a polynomial can save is evaluations: our variant, the log-quintic, finds the same "

@@ -53,8 +53,8 @@ def test_an_output_altered_by_one_per_cent_is_caught(tmp_path):
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
     output = next(o for o in outputs if "<td" in o.data.get("text/html", ""))
     html = output.data["text/html"]
-    number = re.search(r">0\.(\d\d)</td>", html)
-    altered = f">0.{int(number[1]) + 1:02d}</td>"
+    number = re.search(r">0\.(\d\d)</a>", html)
+    altered = f">0.{int(number[1]) + 1:02d}</a>"
     output.data["text/html"] = html.replace(number[0], altered, 1)
     nbformat.write(notebook, page)
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
