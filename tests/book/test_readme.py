@@ -92,7 +92,7 @@ def test_readme_home_and_claims_begin_with_the_same_three_sentences():
     claims = (ROOT / "book/results/claims.ipynb").read_text("utf-8")
     for number, sentence in enumerate(sentences, start=1):
         assert sentence in start
-        assert f"{number}. {{glue:text}}`results/claims.ipynb::sentence_{number}:s`" in home
+        assert f"{number}. [{{glue:text}}`results/claims.ipynb::sentence_{number}:s`]" in home
         assert f"{number}. {sentence}" in claims
 
 

@@ -265,7 +265,7 @@ def test_side_bar_is_short_and_pairs_are_in_neither_it_nor_the_search(soups, boo
 def test_every_icon_that_a_page_names_is_drawn(browser, book_html):
     page = browser.new_page()
     page.goto((book_html / "results/claims.html").as_uri())
-    page.wait_for_selector("svg.svg-inline--fa")
+    page.wait_for_selector("svg.svg-inline--fa", state="attached")
     drawn = page.locator("svg.svg-inline--fa")
     assert drawn.count() > 10 and page.locator("i.fa-solid").count() == 0
     assert all(drawn.locator("path").evaluate_all("paths => paths.map(p => p.getAttribute('d'))"))
