@@ -20,7 +20,7 @@ A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kind in ("json", "npz")]
-LEFT_OUT = {"pair"} | ({"twins"} if REAL else set()) | (set() if JOINED else {"joint", "joint_again"})
+LEFT_OUT = {"pair"} | ({"twins"} if REAL else set()) | (set() if JOINED else {"joint"})
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - LEFT_OUT
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
@@ -149,7 +149,7 @@ rule pair:
 
 rule summary:
     input: lambda w: page(f"notebooks/{w.summary}.md"), DESCRIBED, SOLVED,
-        lambda w: JOINED if w.summary.startswith("joint") else [],
+        lambda w: JOINED if w.summary == "joint" else [],
         Path("results/bench").glob("*.json"), Path("book/published").glob("*"),
         lambda w: Path("results/micro").rglob("*.json") if w.summary == "reference" else kept(),
     output: f"{BOOK}/results/{{summary}}.ipynb"

@@ -32,6 +32,7 @@ def per_pair(pairs: Sequence[report.Pair], evidence: Evidence | None = None) -> 
         rows.append({
             "id": f"{pair['supported']}-{pair['patching']}", "pair": report.name(pair),
             "supported": pair["supported"], "gain %": 100 * report.gain(pair),
+            "gain error %": 100 * report.gain_error(pair),
             "root gain %": 100 * (1 - root / grid) if root != grid else 0.0,
             "log-quintic gain %": 100 * report.gain(pair, "log_quintic"),
             "lower": grid - quintic > TIE, "root lower": grid - root > TIE,

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -94,12 +95,11 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     with replacing(run.results / "headline.svg") as part:
         part.write_text(next(d["image/svg+xml"] for d in data if "image/svg+xml" in d), "utf-8")
-    pairs = {f"{s}-{p}" for s in run.profile.supported for p in run.profile.patching}
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
-    gallery = target / "results" / "twins.ipynb"
-    if not gallery.exists():  # a run on real data sets: the chapter on the twins needs its gallery
-        shutil.copy(prose / "results" / "twins.ipynb", gallery)
+    twins = target / "results" / "twins.ipynb"
+    if not twins.exists():  # a run on real data sets: the chapter is that of the reference
+        shutil.copy(prose / "results" / "twins.ipynb", twins)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"
@@ -108,15 +108,18 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace("../results/micro/", f"../results/{name}/"), encoding="utf-8")
     contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
-    for part in contents["parts"]:
-        files = [chapter["file"] for chapter in part["chapters"]]
-        kept = [f for f in files if not f.startswith("pairs/") or f[6:] in pairs]
-        kept = [f for f in kept if run.profile.trios or not f.startswith("results/joint")]
-        part["chapters"] = [{"file": file} for file in kept]
-        if run.profile.real:
-            part["caption"] = part["caption"].replace("µ", "")
-    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
+    if not run.profile.trios:
+        contents = _without(contents, "results/joint")
     (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True))
+
+
+def _without(contents: Any, page: str) -> Any:
+    """Return a table of contents without a page."""
+    if isinstance(contents, dict):
+        return {key: _without(value, page) for key, value in contents.items()}
+    if isinstance(contents, list):
+        return [_without(entry, page) for entry in contents if entry != {"file": page}]
+    return contents
 
 
 def _announcement(run: Run) -> str:

@@ -95,6 +95,12 @@ def gain(pair: Pair, solver: str = "quintic") -> float:
     return 1 - found / grid if found != grid else 0.0  # under minmax both can be 0
 
 
+def gain_error(pair: Pair) -> float:
+    """Return the standard error of the quintic's `gain`, as a fraction: that of the difference."""
+    grid = float(pair["solutions"]["grid"]["value"])
+    return float(pair["sampling"]["quintic"]["stderr"]) / grid if grid else 0.0
+
+
 def told_apart(pair: Pair, solver: str = "quintic") -> bool:
     """Return whether the solver's sum and the grid's are more than 1.96 standard errors apart."""
     found = pair["sampling"][solver]

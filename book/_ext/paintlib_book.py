@@ -5,6 +5,7 @@ to their SVG, hidden code takes one row in place of one bar for each cell, and t
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
 holds. A name of the library in the text links to its docstring. What no page loads is left out.
 Where the address of the repository is known, pages link to their source there.
+Pages of pairs, which `run.json` lists, are in no side bar and no search: one page links to all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import posixpath
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -28,10 +30,14 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 DRAWN = 100_000  # letters: an output as long is a page with its data
+ICON = re.compile(  # of Font Awesome's script, by its name
+    r"""(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?"""
+)
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
     "_static/locales",
     "_static/vendor/fontawesome/webfonts/*.ttf",
+    "_static/vendor/fontawesome/webfonts/fa-brands*",
     "_static/sphinx-thebe.js",
 )
 
@@ -43,6 +49,11 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for listener in list(itertools.chain(*app.events.listeners.values())):
         if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
             app.disconnect(listener.id)
+    app.connect(
+        "config-inited", _admit_pairs, priority=950
+    )  # others leave out what is in no contents
+    app.connect("builder-inited", _search_no_pair)
+    app.connect("doctree-read", _expect_pair_nowhere)
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
@@ -65,6 +76,35 @@ def _link_repository(_app: Sphinx, config: Config) -> None:
             "use_source_button": True,
             "launch_buttons": {"binderhub_url": "https://mybinder.org"},
         }
+
+
+def _pairs(app: Sphinx) -> list[str]:
+    """Return the pages of the run's pairs."""
+    file = Path(app.srcdir, app.config.paintlib_results, "run.json")
+    run = json.loads(file.read_text(encoding="utf-8"))
+    return [f"pairs/{s}-{p}" for s, p in itertools.product(run["supported"], run["patching"])]
+
+
+def _admit_pairs(app: Sphinx, config: Config) -> None:
+    pages = {f"{page}.ipynb" for page in _pairs(app)}
+    config["exclude_patterns"] = [p for p in config["exclude_patterns"] if p not in pages]
+
+
+def _search_no_pair(app: Sphinx) -> None:
+    index = getattr(app.builder, "index_page", None)
+    if index is None:
+        return
+
+    def index_page(page: str, doctree: nodes.document, title: str) -> None:
+        if not page.startswith("pairs/"):
+            index(page, doctree, title)
+
+    app.builder.index_page = index_page  # type: ignore[attr-defined]
+
+
+def _expect_pair_nowhere(app: Sphinx, _doctree: nodes.document) -> None:
+    if app.env.docname.startswith("pairs/"):
+        app.env.metadata[app.env.docname]["orphan"] = True
 
 
 def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -132,6 +172,12 @@ def _sign(
     if doctree and (first := next(doctree.findall(nodes.paragraph), None)):
         text = textwrap.shorten(first.astext(), 160, placeholder=" ...")  # for search engines
         context["metatags"] += f'<meta name="description" content="{html.escape(text)}" />'
+    if (pairs := _pairs(app)).count(pagename):  # its neighbours in the table of all pairs
+        at = pairs.index(pagename)
+        for key, number in (("prev", at - 1), ("next", at + 1)):
+            page = pairs[number] if 0 <= number < len(pairs) else "results/all_pairs"
+            title = app.env.titles[page].astext()
+            context[key] = {"link": context["pathto"](page), "title": title}
     cite = context["pathto"]("references").partition("#")[0] + "#how-to-cite"
     sentences = [f'MIT licence. <a href="{cite}">How to cite this book</a>.']
     if (file := _provenance(app)).is_file():
@@ -188,8 +234,38 @@ def _complete(app: Sphinx, failure: Exception | None) -> None:
     (site / "_static/mathjax.js").write_bytes(source.read_bytes())
     for path in itertools.chain.from_iterable(site.glob(pattern) for pattern in UNUSED):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _drop_icons(site)
+    for figure in site.glob("_images/*.svg"):
+        figure.write_text(_shorter(figure.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in site.glob("_sources/**/*.ipynb"):
         _lighten(notebook)
+
+
+def _drop_icons(site: Path) -> None:
+    """Drop the icons that no page shows: two thousand, which every page would read."""
+    pages = (page.read_text(encoding="utf-8") for page in site.rglob("*.html"))
+    shown = {icon for page in pages for icon in re.findall(r"\bfa-([a-z0-9-]+)", page)}
+    script = site / "_static/scripts/fontawesome.js"
+    text = script.read_text(encoding="utf-8")
+    text = ICON.sub(lambda icon: icon[0] if (icon[1] or icon[2]) in shown else "", text)
+    script.write_text(text, encoding="utf-8")
+
+
+def _shorter(svg: str) -> str:
+    """Return a drawing of matplotlib's with no more than can be seen of it."""
+
+    def rounded(numbers: re.Match[str]) -> str:
+        text = re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", numbers[0])
+        return re.sub(r"\s*([MLQCz])\s*", r"\1", text)
+
+    svg = re.sub(
+        r"<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.S
+    )
+    svg = re.sub(r"""\b(?:d|x|y)="[^"]*"|translate\([^)]*\)""", rounded, svg)
+    named = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in named else "", svg)
+    svg = re.sub(r'DejaVuSans-(\w+")', r"D\1", svg)
+    return re.sub(r">\s+<", "><", re.sub(r"\s+", " ", svg)).strip()
 
 
 def _lighten(notebook: Path) -> None:
@@ -202,5 +278,8 @@ def _lighten(notebook: Path) -> None:
                 k for k in data if k.startswith("image/") or len("".join(data[k])) > DRAWN
             ]:
                 del data[kind]
+            for kind, lines in data.items():  # running the notebook makes its downloads again
+                if kind.startswith("text/"):
+                    data[kind] = re.sub(r"<a download=.*?>(.*?)</a>", r"\1", "".join(lines))
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     notebook.write_text(text, encoding="utf-8")

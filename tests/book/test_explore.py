@@ -178,7 +178,7 @@ def test_without_javascript_a_sentence_says_where_to_look(explore):
     assert page.locator("#explore").is_hidden()
     sentence = page.locator("noscript p")  # by text it would not be found
     assert sentence.is_visible() and "needs JavaScript" in sentence.text_content()
-    assert sentence.locator("a").get_attribute("href") == "table1.html"
+    assert sentence.locator("a").get_attribute("href") == "all_pairs.html"
 
 
 def test_page_is_light(book_html):

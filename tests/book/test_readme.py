@@ -80,9 +80,26 @@ def rows(spread):
         f"| {span('supported accuracy, zero-shot')} % |\n",
         f"| patching twins, zero-shot → fine-tuned | | {span('patching accuracy, zero-shot')} % → "
         f"{span('patching accuracy, fine-tuned')} % |\n",
-        f"takes {span('evaluations, log-quintic', '{:.1f}')} in\nplace of 19",
         f"known to {span('standard error of alpha', '{:.2f}')} (standard",
     ]
+
+
+def test_readme_home_and_claims_begin_with_the_same_three_sentences():
+    sentences = headline.sentences(headline.spread("results/micro"))
+    assert len(sentences) == 3
+    start = " ".join(README.partition("![")[0].split())
+    home = (ROOT / "book/index.md").read_text("utf-8").partition("```{figure}")[0]
+    claims = (ROOT / "book/results/claims.ipynb").read_text("utf-8")
+    for number, sentence in enumerate(sentences, start=1):
+        assert sentence in start
+        assert f"{number}. [{{glue:text}}`results/claims.ipynb::sentence_{number}:s`]" in home
+        assert f"{number}. {sentence}" in claims
+
+
+def test_sentences_are_whole_where_gains_exceed_their_error():
+    spread = headline.spread("results/micro")
+    spread.loc["beyond sampling error", ["lowest", "highest"]] = 3, 5
+    assert "3 to 5 of the gains exceed its own" in headline.sentences(spread)[0]
 
 
 def test_numbers_are_the_ranges_over_the_seeds_of_the_reference():

@@ -1,5 +1,6 @@
 """The built site, in a browser and file by file: no network, nothing broken, all readable."""
 
+import io
 import json
 import re
 import shutil
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVENANCE = json.loads((ROOT / "results/micro/provenance.json").read_text(encoding="utf-8"))
@@ -229,7 +232,7 @@ def test_what_paper_cuts_off_is_found(browser):
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", "chapters/solver", "results/table1"])
+@pytest.mark.parametrize("name", ["index", "chapters/solver", "results/all_pairs"])
 def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, name):
     page = browser.new_page(viewport=A4)
     page.goto((book_html / f"{name}.html").as_uri())
@@ -245,7 +248,7 @@ def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, na
 
 
 def test_site_is_small(book_html):
-    assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 25e6
+    assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 18e6
 
 
 def test_pages_describe_themselves_and_link_to_no_repository_that_is_not_known(soups):
@@ -261,17 +264,54 @@ def test_pages_link_to_their_source_and_to_binder_where_the_repository_is_known(
 ):
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/fork")
     monkeypatch.setenv("GITHUB_REF_NAME", "work")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "index.md").write_text("# Title\n\nText.\n")
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
-    shutil.copy(ROOT / "_config.yml", tmp_path)
-    shutil.copytree(ROOT / "book/_ext", tmp_path / "_ext")
-    (tmp_path / "_static").mkdir()
+    book = tmp_path / "book"
+    (book / "_static").mkdir(parents=True)
+    (book / "index.md").write_text("# Title\n\nText.\n")
+    (book / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    shutil.copy(ROOT / "_config.yml", book)
+    shutil.copytree(ROOT / "book/_ext", book / "_ext")
+    (tmp_path / "results/micro").mkdir(parents=True)
+    shutil.copy(ROOT / "results/micro/run.json", tmp_path / "results/micro")
     done = subprocess.run(
-        [Path(sys.executable).with_name("jupyter-book"), "build", tmp_path],
+        [Path(sys.executable).with_name("jupyter-book"), "build", book],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "_build/html/index.html").read_text("utf-8")
+    text = (book / "_build/html/index.html").read_text("utf-8")
     assert "https://github.com/someone/fork/blob/work/book/index.md" in text
     assert "dropdown-source-buttons" in text
+
+
+def test_side_bar_is_short_and_pairs_are_in_neither_it_nor_the_search(soups, book_html):
+    shown = {page: soup.select("nav.bd-links a") for page, soup in soups.items()}
+    assert all(15 < len(links) <= 22 for links in shown.values())
+    assert not [a for links in shown.values() for a in links if "pairs/" in a["href"]]
+    assert "pairs/" not in (book_html / "searchindex.js").read_text(encoding="utf-8")
+    assert not (book_html / "genindex.html").exists()
+    pairs = [page for page in soups if page.parent.name == "pairs"]
+    assert len(pairs) == 36
+    ends = {link["href"] for page in pairs for link in soups[page].select(".prev-next-area a")}
+    assert len(ends) == 37 and "../results/all_pairs.html" in ends
+
+
+def test_every_icon_that_a_page_names_is_drawn(browser, book_html):
+    page = browser.new_page()
+    page.goto((book_html / "results/claims.html").as_uri())
+    page.wait_for_selector("svg.svg-inline--fa", state="attached")
+    drawn = page.locator("svg.svg-inline--fa")
+    assert drawn.count() > 10 and page.locator("i.fa-solid").count() == 0
+    assert all(drawn.locator("path").evaluate_all("paths => paths.map(p => p.getAttribute('d'))"))
+    page.close()
+
+
+def test_drawings_are_shortened_and_look_as_before(browser, book_html):
+    (kept,) = (ROOT / "results/micro").glob("headline.svg")
+    shown = book_html / "_images/headline.svg"
+    assert shown.stat().st_size < 0.8 * kept.stat().st_size
+    images = []
+    for file in (kept, shown):
+        page = browser.new_page(viewport={"width": 520, "height": 780})
+        page.goto(file.as_uri())
+        images.append(np.array(Image.open(io.BytesIO(page.screenshot())).convert("L"), float))
+        page.close()
+    assert images[0].std() > 10 and np.abs(images[0] - images[1]).mean() < 0.5

@@ -2,6 +2,7 @@ import shutil
 
 import nbformat
 import pytest
+import yaml
 from project import ROOT
 
 from experiment import pages, results
@@ -84,7 +85,14 @@ def test_unknown_parameter_is_refused(notebook, run, tmp_path):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
 
 
-@pytest.mark.parametrize("name", ["figure2", "open_questions"])
+def test_contents_can_do_without_a_page():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    left = pages._without(toc, "results/joint")
+    assert "results/joint" in str(toc) and "results/joint" not in str(left)
+    assert str(toc).count("file") - str(left).count("file") == 1
+
+
+@pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions"])
 def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
     """Both losses rise from the zero-shot end on, so every search ends there."""
     kept, small = ROOT / "results/micro", tmp_path / "results/small"

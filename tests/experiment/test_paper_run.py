@@ -399,7 +399,7 @@ def test_dry_run_makes_a_book_that_says_so(project):
     for pair in pairs:
         assert pair["run"]["limit"] == 2 and pair["run"]["weights"] == "random"
         assert pair["labels"]["supported"] == pair["supported"]
-    for page in ("index", "results/claims", "results/published", "pairs/CIFAR10-SVHN"):
+    for page in ("index", "results/claims", "results/runbook", "pairs/CIFAR10-SVHN"):
         html = (run / f"book/_build/html/{page}.html").read_text(encoding="utf-8")
         assert "DRY RUN" in html, page
     assert not (run / "book/_build/html/pairs/ImageNet-Cars.html").exists()

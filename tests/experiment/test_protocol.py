@@ -217,7 +217,7 @@ def test_pages_of_a_sample_say_so_and_carry_no_banner(tiny, monkeypatch):
 
 def test_every_page_of_an_unusual_run_says_which_images_chose_alpha(tmp_path):
     source = tmp_path / "note.md"
-    head = Path("notebooks/table1.md").read_text(encoding="utf-8").partition("# ")[0]
+    head = Path("notebooks/all_pairs.md").read_text(encoding="utf-8").partition("# ")[0]
     source.write_text(f"{head}# A note\n\nIt says something.\n", encoding="utf-8")
     for run, lines in (
         (Run.of("smoke", root=tmp_path), []),

@@ -113,7 +113,7 @@ def test_steps_run_again_when_what_they_read_has_changed_and_only_then(project):
     folder = project.folder
     assert plan(folder) == set()
     pages = {"summary", "provenance", "site"}
-    assert plan(folder, "notebooks/table1.md") == pages
+    assert plan(folder, "notebooks/all_pairs.md") == pages
     assert plan(folder, "notebooks/pair.md") == pages - {"summary"} | {"pair"}
     assert plan(folder, "book/index.md") == {"site"}
     solved = pages | {"solve", "pair", "join"}
