@@ -21,7 +21,9 @@ import vl_convert
 from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
+UNLISTED = {"results/pictures"}  # built, and reached by links, but not in the side bar
 DRAWN = 100_000  # letters: an output as long is a page with its data
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
@@ -41,12 +43,24 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
+    app.connect("config-inited", _build_unlisted, priority=901)  # after the table of contents
+    app.connect("doctree-read", _let_unlisted_be)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _gather_code)
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _build_unlisted(_app: Sphinx, config: Config) -> None:
+    left_out = config.exclude_patterns
+    config.exclude_patterns = [p for p in left_out if p.removesuffix(".ipynb") not in UNLISTED]
+
+
+def _let_unlisted_be(app: Sphinx, _doctree: nodes.document) -> None:
+    if app.env.docname in UNLISTED:
+        app.env.metadata[app.env.docname]["orphan"] = "true"
 
 
 def _link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
