@@ -84,7 +84,7 @@ def test_unknown_parameter_is_refused(notebook, run, tmp_path):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
 
 
-@pytest.mark.parametrize("name", ["figure2", "open_questions"])
+@pytest.mark.parametrize("name", ["figure2", "open_questions", "pictures"])
 def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
     """Both losses rise from the zero-shot end on, so every search ends there."""
     kept, small = ROOT / "results/micro", tmp_path / "results/small"
