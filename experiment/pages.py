@@ -88,13 +88,14 @@ def pair(run: Run, patching: str) -> None:
 def assemble(run: Run, prose: Path = Path("book")) -> None:
     """Copy the prose of the book beside the executed pages of a run, and say whose book it is.
 
-    The figure of the claims becomes `headline.svg` of the run's results, which the prose shows.
+    The figure of the claims becomes `headline.svg` of the run's results, and the figure of a cell
+    with the tag `picture-NAME` the file of that name, which the prose shows.
     """
     target, name = run.book, run.name
-    cells = nbformat.read(target / "results/claims.ipynb", as_version=4).cells
-    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    with replacing(run.results / "headline.svg") as part:
-        part.write_text(next(d["image/svg+xml"] for d in data if "image/svg+xml" in d), "utf-8")
+    drawn = {"headline": next(iter(_drawn(target / "results/claims.ipynb").values()))}
+    for picture, svg in (drawn | _drawn(target / "results/pictures.ipynb")).items():
+        with replacing(run.results / f"{picture}.svg") as part:
+            part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
     twins = target / "results" / "twins.ipynb"
@@ -104,7 +105,7 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"
     (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
-    for page in target.glob("*.md"):
+    for page in (*target.glob("*.md"), *target.glob("chapters/*.md")):
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace("../results/micro/", f"../results/{name}/"), encoding="utf-8")
     contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
@@ -120,6 +121,17 @@ def _without(contents: Any, page: str) -> Any:
     if isinstance(contents, list):
         return [_without(entry, page) for entry in contents if entry != {"file": page}]
     return contents
+
+
+def _drawn(page: Path) -> dict[str, str]:
+    """Return the SVG of each figure of a page, by the tag of its cell or else by its number."""
+    figures: dict[str, str] = {}
+    for cell in nbformat.read(page, as_version=4).cells:
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("picture-")]
+        for output in cell.get("outputs", []):
+            if svg := output.get("data", {}).get("image/svg+xml"):
+                figures[tags[0] if tags else str(len(figures))] = svg
+    return figures
 
 
 def _announcement(run: Run) -> str:

@@ -29,6 +29,7 @@ from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+PICTURES = "results/pictures"  # of the chapters, which link to it
 DRAWN = 100_000  # letters: an output as long is a page with its data
 ICON = re.compile(  # of Font Awesome's script, by its name
     r"""(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?"""
@@ -49,11 +50,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for listener in list(itertools.chain(*app.events.listeners.values())):
         if listener.handler in (sphinx_thebe.init_thebe_core, sphinx_thebe.update_thebe_context):
             app.disconnect(listener.id)
-    app.connect(
-        "config-inited", _admit_pairs, priority=950
-    )  # others leave out what is in no contents
+    app.connect("config-inited", _admit_unlisted, priority=950)  # once the contents leave them out
     app.connect("builder-inited", _search_no_pair)
-    app.connect("doctree-read", _expect_pair_nowhere)
+    app.connect("doctree-read", _expect_unlisted_nowhere)
     app.add_directive("run-seconds", ProvenanceTable)
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
@@ -85,8 +84,8 @@ def _pairs(app: Sphinx) -> list[str]:
     return [f"pairs/{s}-{p}" for s, p in itertools.product(run["supported"], run["patching"])]
 
 
-def _admit_pairs(app: Sphinx, config: Config) -> None:
-    pages = {f"{page}.ipynb" for page in _pairs(app)}
+def _admit_unlisted(app: Sphinx, config: Config) -> None:
+    pages = {f"{page}.ipynb" for page in (PICTURES, *_pairs(app))}
     config["exclude_patterns"] = [p for p in config["exclude_patterns"] if p not in pages]
 
 
@@ -102,8 +101,8 @@ def _search_no_pair(app: Sphinx) -> None:
     app.builder.index_page = index_page  # type: ignore[attr-defined]
 
 
-def _expect_pair_nowhere(app: Sphinx, _doctree: nodes.document) -> None:
-    if app.env.docname.startswith("pairs/"):
+def _expect_unlisted_nowhere(app: Sphinx, _doctree: nodes.document) -> None:
+    if app.env.docname == PICTURES or app.env.docname.startswith("pairs/"):
         app.env.metadata[app.env.docname]["orphan"] = True
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from experiment import pages
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "book").glob("*/*.ipynb"))
 
@@ -36,6 +38,15 @@ def test_pages_hold_no_traceback_no_warning_and_nothing_that_changes_from_run_to
             for output in cell.get("outputs", []):
                 assert output.output_type != "error", path
                 assert output.get("name") != "stderr", path
+
+
+def test_figures_of_the_prose_are_those_of_the_pages():
+    results = ROOT / "book/results"
+    drawn = pages._drawn(results / "pictures.ipynb")
+    drawn["headline"] = pages._drawn(results / "claims.ipynb")["0"]
+    assert {"picture-walk", "picture-quintic", "headline"} <= drawn.keys()
+    kept = {f.stem: f.read_text(encoding="utf-8") for f in ROOT.glob("results/micro/*.svg")}
+    assert kept == drawn, "`make reference`"
 
 
 def test_cells_are_short():

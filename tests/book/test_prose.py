@@ -8,6 +8,8 @@ import jupytext
 import nbformat
 import pytest
 
+from paintlib.solver import Status
+
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 PROSE = sorted([*BOOK.glob("*.md"), *BOOK.glob("chapters/*.md")])
@@ -80,11 +82,17 @@ def test_names_in_the_notation_are_those_of_the_code():
 
 
 def test_notation_links_every_numbered_equation():
-    chapters = [path.read_text(encoding="utf-8") for path in BOOK.glob("chapters/*.md")]
+    chapters = [path.read_text("utf-8") for path in (*BOOK.glob("chapters/*.md"), *NOTEBOOKS)]
     defined = set(re.findall(r"^:label: (\S+)$", "\n".join(chapters), flags=re.M))
     linked = re.findall(r"\{eq\}`(\S+?)`", (BOOK / "chapters/notation.md").read_text("utf-8"))
     derived = {"eq-quasiconvex", "eq-identity", "eq-departure"}  # they define no symbol
     assert defined - derived == set(linked)
+
+
+def test_every_way_a_search_can_end_is_listed():
+    text = (BOOK / "chapters/error_bar.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", text, flags=re.M)
+    assert rows == [(status.name, status.value) for status in Status]
 
 
 def test_glossary_is_sorted_and_its_links_lead_to_its_own_terms():

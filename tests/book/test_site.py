@@ -23,6 +23,9 @@ PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 A4 = {"width": 718, "height": 1047}  # the printable part, at 96 dots an inch
 
+WIDE = """[...document.querySelectorAll('article div.math mjx-container, article table')].filter(
+  element => element.scrollWidth > element.clientWidth + 1
+    || element.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"""
 CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element => {
   const box = element.getBoundingClientRect();
   return box.width > 1 && box.right > innerWidth + 1;
@@ -245,6 +248,28 @@ def test_page_prints_with_its_figures_and_nothing_cut_off(browser, book_html, na
     pdf = page.pdf(format="A4", margin=dict.fromkeys(("left", "right", "top", "bottom"), "1cm"))
     assert len(re.findall(rb"/Type /Page\b", pdf)) >= 2
     page.close()
+
+
+@pytest.mark.parametrize(("size", "what"), [(PHONE, "mjx-container"), (DESK, "")])
+def test_formulas_of_the_chapters_fit_on_a_phone_and_tables_on_a_desk(
+    browser, book_html, size, what
+):
+    page = browser.new_page(viewport=size)
+    pages = [*sorted(book_html.glob("chapters/*.html")), book_html / "results/steps.html"]
+    for file in (f for f in pages if f.stem not in ("notation", "glossary")):
+        page.goto(file.as_uri())
+        page.evaluate("window.MathJax?.startup?.promise")
+        assert not [wide for wide in page.evaluate(WIDE) if what in wide], file
+    page.close()
+
+
+def test_page_of_the_pictures_is_reached_from_each_but_is_not_in_the_side_bar(soups):
+    by_name = {f"{page.parent.name}/{page.stem}": soup for page, soup in soups.items()}
+    assert not by_name["html/index"].select(".bd-sidebar-primary a[href*='results/pictures']")
+    for chapter in ("paper", "paint", "solver", "metrics", "twins"):
+        article = by_name[f"chapters/{chapter}"].article
+        assert article.select("figure.picture img")
+        assert article.select("a[href='../results/pictures.html']")
 
 
 def test_site_is_small(book_html):

@@ -92,7 +92,7 @@ def test_contents_can_do_without_a_page():
     assert str(toc).count("file") - str(left).count("file") == 1
 
 
-@pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions"])
+@pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions", "pictures"])
 def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
     """Both losses rise from the zero-shot end on, so every search ends there."""
     kept, small = ROOT / "results/micro", tmp_path / "results/small"

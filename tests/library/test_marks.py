@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted(ROOT.glob("paintlib/*.py"))
@@ -12,14 +13,21 @@ MARK = re.compile(r"\((\d+\.\d+)\) (eq-[\w-]+)")
 
 def numbered():
     """Return the number of each equation of the book: of its chapter, then by order in it."""
-    contents = (ROOT / "_toc.yml").read_text("utf-8")
-    part = contents.split("caption: The paper\n")[1].split("- caption")[0]
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+    part = next(part for part in contents["parts"] if part["caption"] == "The paper")
     numbers = {}
-    for chapter, file in enumerate(re.findall(r"file: (\S+)", part), start=1):
-        text = (ROOT / "book" / f"{file}.md").read_text("utf-8")
-        labels = re.findall(r"^ *:label: (eq-\S+)$", text, flags=re.M)
+    for chapter, pages in enumerate(part["chapters"], start=1):
+        files = [page["file"] for page in (pages, *pages.get("sections", []))]
+        texts = "\n".join(source(file).read_text("utf-8") for file in files)
+        labels = re.findall(r"^ *:label: (eq-\S+)$", texts, flags=re.M)
         numbers |= {label: f"{chapter}.{i}" for i, label in enumerate(labels, start=1)}
     return numbers
+
+
+def source(file):
+    """Return what a page of the book is written in: a chapter, or a notebook."""
+    prose = ROOT / "book" / f"{file}.md"
+    return prose if prose.exists() else ROOT / "notebooks" / prose.name
 
 
 def test_equations_are_numbered_by_chapter():
