@@ -2,6 +2,7 @@ import copy
 import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,13 @@ def test_readme_home_and_claims_begin_with_the_same_three_sentences():
         assert sentence in start
         assert f"{number}. [{{glue:text}}`results/claims.ipynb::sentence_{number}:s`]" in home
         assert f"{number}. {sentence}" in claims
+
+
+def test_headline_is_the_first_figure_of_the_claims():
+    page = nbformat.read(ROOT / "book/results/claims.ipynb", as_version=4)
+    data = [output.get("data", {}) for cell in page.cells for output in cell.get("outputs", [])]
+    first = next(d["image/svg+xml"] for d in data if "image/svg+xml" in d)
+    assert (ROOT / "results/micro/headline.svg").read_text(encoding="utf-8") == first
 
 
 def test_sentences_are_whole_where_gains_exceed_their_error():

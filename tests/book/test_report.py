@@ -243,3 +243,4 @@ def test_told_apart_is_two_sided_at_five_per_cent(pair, difference, apart):
         "log_quintic": other,
     }
     assert report.told_apart(pair) is apart and not report.told_apart(pair, "log_quintic")
+    assert report.gain_error(pair) == 1 / pair["solutions"]["grid"]["value"]
