@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import math
@@ -26,6 +27,7 @@ COLUMNS = ("alpha", *(f"{role}_{kind}" for kind in ("loss", "accuracy") for role
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 KEPT = ("book", "notebooks", "results")  # folders of the project that no command fills in passing
 SETTINGS = ("supported", "patching", "normalisation")  # of the notebook
+REMEDY = "give results/RUN/pairs/SUPPORTED-PATCHING.json, or a CSV"
 STYLE = """svg {height: auto; max-width: 100%} summary {color: #555} pre {overflow-x: auto}
 body {font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 50rem; padding: 0 1rem}
 blockquote {border-left: 3px solid; margin: 0; padding-left: 1rem} figure {margin: 0}
@@ -77,9 +79,9 @@ def read(file: Path | str, supported: str = "", patching: str = "",
     pair: dict[str, Any] = {"normalisation": "zero_shot", "labels": labels}
     try:
         if file.suffix.lower() == ".json":
-            told = results.read_pair(file)
-            pair |= {key: told[key] for key in ("normalisation", "labels")}
-            pair["curves"] = check(_rows_of_record(told))
+            record = results.read_pair(file)
+            pair |= {key: record[key] for key in ("normalisation", "labels")}
+            pair["curves"] = check(_rows_of_record(record))
         else:
             pair["curves"] = check(_rows_of_text(file.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
@@ -87,7 +89,8 @@ def read(file: Path | str, supported: str = "", patching: str = "",
     except OSError as error:
         raise ValueError(f"{file}: cannot be read, {error.strerror}; give a file's path") from error
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        told = str(error).replace(f"{file} ", "", 1).replace(results.REBUILD, REMEDY)
+        raise ValueError(f"{file}: {told}") from error
     names = {"supported": supported, "patching": patching}
     pair["labels"] = {role: names[role] or label for role, label in pair["labels"].items()}
     pair["normalisation"] = normalisation or pair["normalisation"]
@@ -100,8 +103,12 @@ def read(file: Path | str, supported: str = "", patching: str = "",
 
 def kinds(pair: report.Pair) -> list[str]:
     """Return the normalisations that a pair's curves allow."""
-    known = not any(math.isnan(pair["curves"][role]["classes"]) for role in report.ROLES)
-    return [kind for kind in report.AXES if known or kind != "log_classes"]
+    allowed = []
+    for kind in report.AXES:
+        with contextlib.suppress(ValueError):  # no class counts, or a loss that is constant
+            report.normalised(pair, kind)
+            allowed.append(kind)
+    return allowed
 
 
 def search(pair: report.Pair, kind: str) -> dict[str, Solution]:

@@ -126,7 +126,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     else if (/^\d*\.?\d+$/.test(alpha) && +alpha <= 1) at = +alpha;
     else if (alpha !== null) odd.push(`α = “${alpha}”`);
     const [kept, gained] = Object.values(roles).map((select) => select.selectedOptions[0].text);
-    note.textContent = odd.length && `This book does not have what the address asks for: ${odd.join(", ")}. You see ${kept} + ${gained}.` || "";
+    note.textContent = odd.length && `Unknown in the address: ${odd.join(", ")}. You see ${kept} + ${gained}.` || "";
     showPair();
   }
 

@@ -30,7 +30,7 @@ document.addEventListener("DOMContentLoaded", async () => {
       }
     }
     document.getElementById("tradeoffs-note").textContent =
-      odd.length ? `The address asks for what this page does not have: ${odd.join(", ")}. The rest of it is shown.` : "";
+      odd.length ? `Unknown in the address: ${odd.join(", ")}. The rest of the address is followed.` : "";
     update();
   }
 

@@ -75,8 +75,12 @@ def test_other_faults_are_told_too(tmp_path):
     (tmp_path / "wide.csv").write_text(GOOD, encoding="utf-16")
     with pytest.raises(ValueError, match="not UTF-8; save it as CSV in UTF-8"):
         curves.read(tmp_path / "wide.csv")
-    with pytest.raises(ValueError, match="does not follow the schema"):
-        curves.read(write(tmp_path, "{}", "pair.json"))
+    for text, told in {
+        "{}": "does not follow the schema at the top level",
+        "{": "cannot be",
+    }.items():
+        with pytest.raises(ValueError, match=rf"pair\.json: {told}.*; give results/RUN/pairs/"):
+            curves.read(write(tmp_path, text, "pair.json"))
     file = write(tmp_path, GOOD)
     with pytest.raises(ValueError, match="log_classes needs the columns supported_classes and"):
         curves.read(file, normalisation="log_classes")
@@ -135,6 +139,17 @@ def test_command_makes_the_page_of_published_curves(tmp_path, capsys, browser):
     assert page.title() == "CIFAR10 + MNIST"
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     page.close()
+
+
+@pytest.mark.parametrize("name", ["start", "flat"])
+def test_page_is_whole_where_a_minimum_is_an_end_and_a_loss_constant(name, tmp_path, capsys):
+    losses = {"start": lambda a: (1 + 3 * a, 1 - a / 4), "flat": lambda a: (1, 1)}[name]
+    rows = (f"{a / 8},{','.join(map(str, losses(a / 8)))},0.5,0.5" for a in range(9))
+    file = write(tmp_path, "\n".join([HEADER, *rows]))
+    assert main(["curves", str(file), "--out", str(tmp_path / "page")]) == 0, capsys.readouterr()
+    text = (tmp_path / "page/mine.html").read_text(encoding="utf-8")
+    assert "puts α* at <strong>0.000</strong>" in text
+    assert ("<code>log_classes</code> and <code>minmax</code> (" in text) == (name == "flat")
 
 
 def test_unknown_setting_is_refused(tmp_path):

@@ -136,7 +136,7 @@ def test_odd_address_leaves_the_default_and_is_told(tradeoffs, odd):
     names = ("pair", "rule", "weight", "ceiling")
     tradeoffs.evaluate("hash => { location.hash = hash; }", "&".join(f"{n}={odd}" for n in names))
     note = tradeoffs.get_by_role("alert")
-    note.get_by_text("asks for what this page does not have").wait_for()
+    note.get_by_text("Unknown in the address").wait_for()
     assert note.text_content().count("“") == len(names)
     assert tradeoffs.text_content("#tradeoffs-result") == before
     tradeoffs.get_by_label("Rule").select_option("ceiling")
