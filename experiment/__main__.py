@@ -35,6 +35,7 @@ COMMANDS = {
     "describe": ("steps.describing", "write run.json, the shown pictures and the headline"),
     "provenance": ("steps.describing", "write commit, versions and seconds"),
     "page": ("pages", "NOTEBOOK TARGET: run one notebook into a page"),
+    "curves": ("curves", "FILE: make a page of curves of your own, a CSV or a results file"),
     "pair": ("pages", "TASK: run the pages of the pairs of a patching task"),
     "assemble": ("pages", "copy the prose beside the pages of a run"),
     "reference": ("pages", "make the committed results and pages from this run"),
@@ -111,9 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="of `decode`: processes")
     parser.add_argument("--weights", help="of `zero_shot`: openai, random or a file")
     parser.add_argument("--images", type=int, help="of `measure`: test images of each task")
+    parser.add_argument("--out", type=Path, help="of `curves`: the folder of the page")
     parser.add_argument("--title", help="of `page`: its heading")
     parser.add_argument("-p", dest="parameters", nargs=2, action="append",
-                        metavar=("NAME", "VALUE"), help="of `page`")  # fmt: skip
+                        metavar=("NAME", "VALUE"), help="of `page` and `curves`")  # fmt: skip
     return parser
 
 

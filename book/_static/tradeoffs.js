@@ -15,6 +15,31 @@ document.addEventListener("DOMContentLoaded", async () => {
     actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false },
   });
 
+  const settings = { pair, rule, weight, ceiling };
+
+  function readAddress() {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const odd = [];
+    for (const [name, control] of Object.entries(settings)) {
+      const value = wanted.get(name), before = control.value;
+      if (value === null) continue;
+      control.value = value; // a select takes its own options only, a slider any number, made to fit
+      if (control.options ? !control.value : +control.value !== +value) {
+        control.value = before;
+        odd.push(`${name} = “${value}”`);
+      }
+    }
+    document.getElementById("tradeoffs-note").textContent =
+      odd.length ? `Unknown in the address: ${odd.join(", ")}. The rest of the address is followed.` : "";
+    update();
+  }
+
+  function writeAddress() {
+    document.getElementById("tradeoffs-note").textContent = "";
+    const choice = Object.entries(settings).filter(([name]) => !["weight", "ceiling"].includes(name) || name === rule.value);
+    history.replaceState(null, "", `#${new URLSearchParams(choice.map(([name, control]) => [name, control.value]))}`);
+  }
+
   function update() {
     for (const slider of [weight, ceiling]) {
       slider.labels[0].hidden = slider.name !== rule.value;
@@ -30,8 +55,10 @@ document.addEventListener("DOMContentLoaded", async () => {
     view.signal("selected", pair.value).data("picked", [...picked, chosen]).run();
   }
   controls.addEventListener("input", update);
+  controls.addEventListener("change", writeAddress);
+  addEventListener("hashchange", readAddress);
   controls.hidden = false;
-  update();
+  readAddress();
 });
 
 /* Indices into data.alphas; curves are relative to the loss at alpha 0, as in paintlib.tradeoff. */

@@ -106,6 +106,43 @@ def test_slider_moves_by_keyboard_and_only_its_own_is_shown(tradeoffs):
     assert ceiling.is_visible() and not weight.is_visible()
 
 
+def address(page) -> str:
+    return urllib.parse.unquote(page.url.partition("#")[2])
+
+
+def test_address_holds_the_choice_and_back_returns_to_it(visit, tradeoffs):
+    tradeoffs.locator("select[name=pair]").select_option("CIFAR10-GTSRB")
+    tradeoffs.get_by_label("Rule").select_option("ceiling")
+    slider = tradeoffs.get_by_label("Highest rise")
+    slider.focus()
+    slider.press("ArrowRight")
+    assert address(tradeoffs) == "pair=CIFAR10-GTSRB&rule=ceiling&ceiling=1.5"
+    said = tradeoffs.text_content("#tradeoffs-result")
+    tradeoffs.goto(tradeoffs.url.partition("#")[0].replace("tradeoffs", "claims"))
+    tradeoffs.go_back()
+    tradeoffs.wait_for_selector("#tradeoffs:not([hidden])")
+    assert tradeoffs.text_content("#tradeoffs-result") == said
+    assert slider.input_value() == "1.5" and slider.is_visible()
+    tradeoffs.evaluate("location.hash = '#pair=all&rule=weight&weight=0.25'")
+    tradeoffs.wait_for_function(
+        "document.getElementById('tradeoffs-result').textContent.startsWith('On average')"
+    )
+    assert tradeoffs.get_by_label("Weight of").input_value() == "0.25"
+
+
+@pytest.mark.parametrize("odd", ["toString", "", "-1", "1e9", "NaN", "0x1"])
+def test_odd_address_leaves_the_default_and_is_told(tradeoffs, odd):
+    before = tradeoffs.text_content("#tradeoffs-result")
+    names = ("pair", "rule", "weight", "ceiling")
+    tradeoffs.evaluate("hash => { location.hash = hash; }", "&".join(f"{n}={odd}" for n in names))
+    note = tradeoffs.get_by_role("alert")
+    note.get_by_text("Unknown in the address").wait_for()
+    assert note.text_content().count("“") == len(names)
+    assert tradeoffs.text_content("#tradeoffs-result") == before
+    tradeoffs.get_by_label("Rule").select_option("ceiling")
+    assert note.text_content() == "" and address(tradeoffs) == "pair=all&rule=ceiling&ceiling=1"
+
+
 def test_chart_has_a_curve_and_a_dot_for_each_pair_and_moves(tradeoffs, data):
     curves = tradeoffs.locator("#tradeoffs-chart .mark-line.role-mark path")
     dots = tradeoffs.locator("#tradeoffs-chart .mark-symbol.role-mark path")
