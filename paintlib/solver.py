@@ -50,7 +50,7 @@ class Status(enum.Enum):
     """How a search ended; the value of each member is advice."""
 
     CONVERGED = "the minimum is inside the bracket, located to the tolerance asked for"
-    AT_START = "the minimum is the start of the bracket: patching does not pay at these weights"
+    AT_START = "the minimum is the start of the bracket: patching does not help at these weights"
     AT_END = "the minimum is the end of the bracket: the fine-tuned weights can be used as they are"
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"

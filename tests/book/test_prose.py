@@ -119,3 +119,27 @@ def test_number_of_pages_of_results_is_told_right():
         r"^\| `summary` \| (\d+) \|", (BOOK / "run.md").read_text("utf-8"), flags=re.M
     )
     assert int(told) == len(NOTEBOOKS) - 2  # all but pair.md and own_curves.md
+
+
+def words(path: Path) -> str:
+    """Return what a page has to read: its prose, and what its code has printed as Markdown."""
+    if path.suffix == ".md":
+        return re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.S)
+    cells = nbformat.read(path, as_version=4).cells
+    printed = (
+        out.get("data", {}).get("text/markdown", "") for c in cells for out in c.get("outputs", ())
+    )
+    return "\n".join([c.source for c in cells if c.cell_type == "markdown"] + [*printed])
+
+
+def test_no_page_has_a_turn_that_contributing_replaces():
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    turns = [turn.replace(r"\|", "|") for turn in re.findall(r"^\| `(.+)` \|", table, flags=re.M)]
+    assert len(turns) > 3
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]!r}"
+        for path in [*PROSE, *PAGES, ROOT / "README.md"]
+        for turn in turns
+        for match in re.finditer(turn, words(path), flags=re.I)
+    ]
+    assert not found, "\n".join(found)

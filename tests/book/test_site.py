@@ -266,7 +266,7 @@ def test_formulas_of_the_chapters_fit_on_a_phone_and_tables_on_a_desk(
 def test_page_of_the_pictures_is_reached_from_each_but_is_not_in_the_side_bar(soups):
     by_name = {f"{page.parent.name}/{page.stem}": soup for page, soup in soups.items()}
     assert not by_name["html/index"].select(".bd-sidebar-primary a[href*='results/pictures']")
-    for chapter in ("paper", "paint", "solver", "metrics", "twins"):
+    for chapter in ("paper", "paint", "solver", "metrics"):
         article = by_name[f"chapters/{chapter}"].article
         assert article.select("figure.picture img")
         assert article.select("a[href='../results/pictures.html']")
