@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import papermill
@@ -91,36 +90,24 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     The figure of the claims becomes `headline.svg` of the run's results, and the figure of a cell
     with the tag `picture-NAME` the file of that name, which the prose shows.
     """
-    target, name = run.book, run.name
+    target = run.book
     drawn = {"headline": next(iter(_drawn(target / "results/claims.ipynb").values()))}
     for picture, svg in (drawn | _drawn(target / "results/pictures.ipynb")).items():
         with replacing(run.results / f"{picture}.svg") as part:
             part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
-    twins = target / "results" / "twins.ipynb"
-    if not twins.exists():  # a run on real data sets: the chapter is that of the reference
-        shutil.copy(prose / "results" / "twins.ipynb", twins)
+    for name in ("twins.ipynb", "joint.ipynb"):
+        if not (target / "results" / name).exists():  # a run that has none shows the reference's
+            shutil.copy(prose / "results" / name, target / "results")
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
-    config["sphinx"]["config"]["paintlib_results"] = f"../results/{name}"
+    config["sphinx"]["config"]["paintlib_results"] = f"../results/{run.name}"
     (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     for page in (*target.glob("*.md"), *target.glob("chapters/*.md")):
         text = page.read_text(encoding="utf-8")
-        page.write_text(text.replace("../results/micro/", f"../results/{name}/"), encoding="utf-8")
-    contents = yaml.safe_load((prose / "_toc.yml").read_text(encoding="utf-8"))
-    if not run.profile.trios:
-        contents = _without(contents, "results/joint")
-    (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True))
-
-
-def _without(contents: Any, page: str) -> Any:
-    """Return a table of contents without a page."""
-    if isinstance(contents, dict):
-        return {key: _without(value, page) for key, value in contents.items()}
-    if isinstance(contents, list):
-        return [_without(entry, page) for entry in contents if entry != {"file": page}]
-    return contents
+        text = text.replace("../results/micro/", f"../results/{run.name}/")
+        page.write_text(text, encoding="utf-8")
 
 
 def _drawn(page: Path) -> dict[str, str]:

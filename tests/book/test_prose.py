@@ -108,7 +108,8 @@ def test_both_summaries_state_the_same_numbers():
     def rows(name):
         text = (BOOK / name).read_text(encoding="utf-8").split("\n| |")[1].split("\n\n")[0]
         number = r"\{glue:text\}`(.+?)`|(\d+(?:\.\d+)?)"
-        return [sorted(a or b for a, b in re.findall(number, row)) for row in text.splitlines()[2:]]
+        rows = [re.findall(number, row.replace("_ja:", ":")) for row in text.splitlines()[2:]]
+        return [sorted(a or b for a, b in row) for row in rows]
 
     assert rows("index.md") == rows("summary_ja.md")
     assert len(rows("index.md")) == 4 and all(rows("index.md"))

@@ -157,8 +157,9 @@ def test_formulas_and_search_work_from_the_file_system(browser, book_html):
     page.goto((book_html / "chapters/solver.html").as_uri())
     page.wait_for_selector("mjx-container svg")
     assert page.locator("mjx-merror").count() == 0
-    page.goto((book_html / "search.html").as_uri() + "?q=quintic")
-    page.wait_for_selector("#search-results li a")
+    for word, found in (("quintic", "solver"), ("準凸", "summary_ja")):
+        page.goto((book_html / "search.html").as_uri() + f"?q={word}")
+        page.wait_for_selector(f"#search-results li a[href*='{found}']")
     page.close()
 
 

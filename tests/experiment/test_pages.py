@@ -2,7 +2,6 @@ import shutil
 
 import nbformat
 import pytest
-import yaml
 from project import ROOT
 
 from experiment import pages, results
@@ -83,13 +82,6 @@ def test_warning_in_a_page_is_a_failure(notebook, run, tmp_path):
 def test_unknown_parameter_is_refused(notebook, run, tmp_path):
     with pytest.raises(ValueError, match="has no parameter 'sise'; it takes size"):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
-
-
-def test_contents_can_do_without_a_page():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    left = pages._without(toc, "results/joint")
-    assert "results/joint" in str(toc) and "results/joint" not in str(left)
-    assert str(toc).count("file") - str(left).count("file") == 1
 
 
 @pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions", "pictures"])
