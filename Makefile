@@ -10,7 +10,8 @@
 # make evidence   that, the truth on fresh images, other rules for alpha, and ablations (2 hours);
 #                 PROFILE=paper: the truth and the other rules on the test images of that run
 # make zip        the committed book in one archive that needs no server and no network
-# make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here
+# make bench      what choosing alpha costs in evaluations and seconds, and how fast CLIP runs here;
+#                 MERGEKIT=PROGRAM: `paintlib patch` beside that `mergekit-pytorch`
 # make gpu-check  whether this machine's GPU computes what a CPU does, how fast, and what the paper's
 #                 experiment will take on it: ten minutes, no data needed
 # make mutants    how many faults put into the library its tests find
@@ -85,6 +86,7 @@ zip: env
 bench: env
 	GOMP_SPINCOUNT=3000 $(BIN)/python benchmarks/solving.py
 	$(BIN)/python benchmarks/throughput.py
+	$(if $(MERGEKIT),$(BIN)/python benchmarks/merging.py --mergekit $(MERGEKIT))
 
 gpu-check: env
 	@$(BIN)/python benchmarks/gpu_check.py
