@@ -63,10 +63,9 @@ def main() -> None:
             layers = nn.Sequential(*(nn.Linear(LAYER, LAYER) for _ in range(options.layers)))
             save_file(layers.state_dict(), folder / f"{seed}.safetensors")
         (folder / "tasks.py").write_text(TASKS.replace("LAYERS", str(options.layers)))
-        patch = (
-            "-m paintlib patch 0.safetensors 1.safetensors --tasks tasks:tasks --normalisation none "
-            "--json --out ours.safetensors"
-        ).split()
+        patch = ["-m", "paintlib", "patch", "0.safetensors", "1.safetensors"]
+        patch += ["--tasks", "tasks:tasks", "--normalisation", "none"]
+        patch += ["--json", "--out", "ours.safetensors"]
 
         def ours() -> float:
             (folder / "paintlib.npz").unlink(missing_ok=True)
