@@ -129,7 +129,12 @@ def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: 
     visits, label = np.transpose(said["trace"]), "visits of the joint search"
     ax.plot(*visits, ".", ms=8, color="white", mec="black", mew=0.6, label=label)
     for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
-        ax.plot(*search["alpha"], marker, mec="white", ms=9, label=JOINT[name], clip_on=False)
+        own = (
+            {"mfc": "none", "mec": "#00b8d9", "ms": 15, "mew": 2} if name == "joint" else {"ms": 9}
+        )
+        ax.plot(
+            *search["alpha"], marker, **{"mec": "white"} | own, label=JOINT[name], clip_on=False
+        )
     ax.set(xlabel=f"α of {said['labels'][1]}", ylabel=f"α of {said['labels'][2]}")
     ax.set_aspect("equal")
 

@@ -133,7 +133,7 @@ class WeightPath:
 
     @cached_property
     def digests(self) -> tuple[str, str]:
-        """The SHA-256 of each end: names, types, shapes and bytes, in the order of the names."""
+        """The SHA-256 of each end, over names, types, shapes and bytes in order of the names."""
         digests = hashlib.sha256(), hashlib.sha256()
         for name in sorted([*self._ends, *self._ties]):
             ends = self._ends[self._ties.get(name, name)]

@@ -57,6 +57,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
     app.connect("config-inited", _link_repository)
+    app.connect("autodoc-process-docstring", _link_equations)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _gather_code)
@@ -75,6 +76,12 @@ def _link_repository(_app: Sphinx, config: Config) -> None:
             "use_source_button": True,
             "launch_buttons": {"binderhub_url": "https://mybinder.org"},
         }
+
+
+def _link_equations(_app: Sphinx, *about: Any) -> None:
+    """Link a mark as (3.3) eq-root in a docstring to the equation of that label."""
+    lines: list[str] = about[-1]
+    lines[:] = [re.sub(r"\(\d+\.\d+\) (eq-[\w-]+)", r":eq:`\1`", line) for line in lines]
 
 
 def _pairs(app: Sphinx) -> list[str]:
