@@ -289,7 +289,7 @@ def test_pages_link_to_their_source_and_to_binder_where_the_repository_is_known(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/fork")
-    monkeypatch.setenv("GITHUB_REF_NAME", "work")
+    monkeypatch.setenv("GITHUB_REF_NAME", "topic")
     book = tmp_path / "book"
     (book / "_static").mkdir(parents=True)
     (book / "index.md").write_text("# Title\n\nText.\n")
@@ -304,7 +304,7 @@ def test_pages_link_to_their_source_and_to_binder_where_the_repository_is_known(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = (book / "_build/html/index.html").read_text("utf-8")
-    assert "https://github.com/someone/fork/blob/work/book/index.md" in text
+    assert "https://github.com/someone/fork/blob/topic/book/index.md" in text
     assert "dropdown-source-buttons" in text
 
 
