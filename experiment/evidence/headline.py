@@ -62,9 +62,9 @@ def spread(folder: Path | str) -> pd.DataFrame:
         for seed, kept in archive.read_kept(folder, "seeds").items()
     }
     for numbers in columns.values():
-        for role, what in (("supported", "kept"), ("patching", "given up")):
+        for role, what, sign in (("supported", "kept", 1), ("patching", "given up", -1)):
             loss, paint = (numbers[f"{role} accuracy, {rule}"] for rule in RULES)
-            numbers[f"{role} points {what}"] = abs(loss - paint)
+            numbers[f"{role} points {what}"] = sign * (loss - paint)
     frame = pd.DataFrame(columns)
     ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
     return pd.concat([ends, frame], axis=1)
