@@ -74,7 +74,7 @@ kept: env
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
 
 zip: env

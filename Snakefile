@@ -8,7 +8,7 @@ from shlex import quote
 
 from experiment import locks
 from experiment.__main__ import CHOICES
-from experiment.run import Run
+from experiment.run import OF_NO_RUN, Run
 from experiment.sources import kept, page, prose, step
 
 SETTINGS = {name: str(config.get(name) or "") for name in CHOICES}
@@ -20,7 +20,7 @@ A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
 SUPPORTED, PATCHING, TASKS = run.profile.supported, run.profile.patching, run.profile.tasks
 JOINED = [str(run.joint(i, kind)) for i in range(len(run.profile.trios)) for kind in ("json", "npz")]
-LEFT_OUT = {"pair", "own_curves"} | ({"twins"} if REAL else set()) | (set() if JOINED else {"joint"})
+LEFT_OUT = {"pair", "own_curves", *OF_NO_RUN} | ({"twins"} if REAL else set()) | (set() if JOINED else {"joint"})
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - LEFT_OUT
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller

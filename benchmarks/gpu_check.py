@@ -191,10 +191,11 @@ def check_rates(case: Case, device: torch.device, bare: dict[str, float]) -> Ite
         yield Verdict(f"images per second, {what}", share >= 0.8, f"{rate:,.1f}, a bare loop "
                       f"{bare[what]:,.1f}: {100 * share:.0f} %")  # fmt: skip
     path = WeightPath(case.tower, {n: w + 1 for n, w in case.tower.state_dict().items()}).to(device)
-    copied = torch.empty_like(path.start)
-    calls = lambda: path.set_(visual, 0.3), lambda: copied.copy_(path.start)
+    start = path.start
+    copied = torch.empty_like(start)
+    calls = lambda: path.set_(visual, 0.3), lambda: copied.copy_(start)
     least = [min(column) for column in zip(*machine.alternately(calls, 20, kind), strict=True)]
-    speeds = [n * path.start.nbytes / s / 1e9 for n, s in zip((3, 2), least, strict=True)]
+    speeds = [n * start.nbytes / s / 1e9 for n, s in zip((3, 2), least, strict=True)]
     yield Verdict("bandwidth of `set_`", speeds[0] >= 0.8 * speeds[1],
                   f"{speeds[0]:,.0f} GB/s, `copy_` {speeds[1]:,.0f}")  # fmt: skip
 

@@ -329,11 +329,11 @@ def interpolation(repeats: int) -> dict[str, Any]:
             parameter.normal_()
     ends = [{name: t + i for name, t in model.state_dict().items()} for i in range(2)]
     path = WeightPath(*ends)
-    size = path.start.numel() * path.start.element_size()
-    target = torch.empty_like(path.start)
+    start = path.start
+    size, target = start.nbytes, torch.empty_like(start)
     alphas = iter(np.linspace(0.1, 0.9, repeats + 1).tolist())
     rounds = machine.alternately(
-        [lambda: path.set_(model, next(alphas)), lambda: target.copy_(path.start)], repeats, "cpu"
+        [lambda: path.set_(model, next(alphas)), lambda: target.copy_(start)], repeats, "cpu"
     )
     return {
         "bytes": size,

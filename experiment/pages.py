@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from experiment import myst
 from experiment.progress import bar
-from experiment.run import Run
+from experiment.run import OF_NO_RUN, Run
 from paintlib.files import replacing
 
 
@@ -97,9 +97,9 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
             part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
-    for name in ("twins.ipynb", "joint.ipynb"):
-        if not (target / "results" / name).exists():  # a run that has none shows the reference's
-            shutil.copy(prose / "results" / name, target / "results")
+    for page in (prose / "results").glob("*.ipynb"):
+        if page.stem in OF_NO_RUN or not (target / "results" / page.name).exists():
+            shutil.copy(page, target / "results")  # the reference's
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{run.name}"
@@ -151,7 +151,8 @@ def reference(run: Run) -> None:
         shutil.copy(file, kept)
     where = [("results", f"../../results/{run.name}")]
     for source in sorted(Path("notebooks").glob("*.md")):  # these say whose evidence they show
-        if re.search("^from experiment.evidence", source.read_text(encoding="utf-8"), re.M):
+        text = source.read_text(encoding="utf-8")
+        if source.stem in OF_NO_RUN or re.search("^from experiment.evidence", text, re.M):
             page(run, source, book / "results" / f"{source.stem}.ipynb", parameters=where)
 
 

@@ -14,7 +14,7 @@ PATCHING = (
     "Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN", "FashionMNIST",
 )  # fmt: skip
 TRIOS = (("CIFAR10", "MNIST", "GTSRB"), ("STL10", "SVHN", "EuroSAT"))  # to keep, and two to patch
-MAP = tuple(i / 8 for i in range(9))  # of each coefficient, for the map of the loss
+MAP = tuple(i / 4 for i in range(5))  # of each coefficient, for the map of the loss
 EPOCHS = 76  # the most that PAINT's recipe takes, on DTD
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
 
@@ -88,16 +88,15 @@ class Profile:
         return self.supported + self.patching
 
     @property
-    def trios(self) -> list[tuple[str, str, str]]:
-        """Return the tasks of each joint page: one to keep, two to patch; none without two.
+    def trios(self) -> list[tuple[str, ...]]:
+        """Return the tasks of each joint map: one to keep, two to patch; none without two.
 
         Nor on real data sets, where the two maps would cost half of what all curves do.
         """
         if self.real:
             return []
-        few = [(self.supported[i % len(self.supported)], *self.patching[:2]) for i in range(2)]
-        trios = [trio if {*trio} <= {*self.tasks} else few[i] for i, trio in enumerate(TRIOS)]
-        return [(trio[0], trio[1], trio[2]) for trio in trios if len(trio) == 3]
+        few = [(self.supported[0], *self.patching[:2])] if len(self.patching) > 1 else []
+        return [trio for trio in TRIOS if {*trio} <= {*self.tasks}] or few
 
     @property
     def real(self) -> bool:

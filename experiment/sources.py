@@ -12,6 +12,7 @@ from pathlib import Path
 import grimp
 
 from experiment.__main__ import COMMANDS
+from experiment.run import OF_NO_RUN
 
 
 @functools.cache
@@ -46,9 +47,10 @@ def page(notebook: str) -> list[str]:
 
 
 def prose() -> list[str]:
-    """Return the files of the book that no step writes."""
+    """Return the files of the book that no step of a run writes."""
     apart = {"_build", "pairs", "results", "__pycache__"}
-    return [str(f) for f in Path("book").rglob("*") if f.is_file() and not apart & set(f.parts)]
+    files = [f for f in Path("book").rglob("*") if f.is_file() and not apart & set(f.parts)]
+    return [*map(str, files), *(f"book/results/{name}.ipynb" for name in OF_NO_RUN)]
 
 
 def kept() -> list[str]:

@@ -3,6 +3,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Start the files that take minutes first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: "workflow" not in item.keywords)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

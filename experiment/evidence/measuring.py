@@ -194,7 +194,7 @@ def _fisher(visual: nn.Module, path: WeightPath, loss: TaskLoss) -> Tensor:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     total = torch.zeros_like(path.start)
-    split, device = _batches(loss).split, path.start.device
+    split, device = _batches(loss).split, total.device
     count = min(FISHER_IMAGES, len(split.labels))
     for image in split.images[:count].split(1):
         logs = loss.logits(image.to(device)).log_softmax(1)

@@ -297,7 +297,7 @@ def _take_baselines(
         store.put(0.0, {task: scores})
         tests[0.0, task] = Score(*json.loads(known["test"]))
         parts = {name.removeprefix("gradient."): part for name, part in tensors.items()}
-        gradient = path.flatten({k: v.to(path.start.device) for k, v in parts.items()})
+        gradient = path.flatten({k: v.to(displacement.device) for k, v in parts.items()})
         del parts, tensors  # as large as the tower
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         similarity = metrics.gradient_similarity(displacement, gradient)
