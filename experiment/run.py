@@ -11,7 +11,7 @@ from experiment import weights
 from experiment.profiles import Profile, get
 
 CHOOSE_ON = ("validation", "halves", "test")
-OF_NO_RUN = ("your_checkpoints",)  # pages: every book shows those of the reference
+OF_NO_RUN = ("seeds", "your_checkpoints")  # pages: every book shows those of the reference
 VARIANTS = ("cifar100-spaces", "gtsrb-tracks")  # other readings of the data sets
 
 
