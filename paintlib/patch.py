@@ -20,7 +20,7 @@ from paintlib import __version__, limits, sampling, solver
 from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
-from paintlib.losses import TaskLoss
+from paintlib.losses import TaskLoss, outside
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
 
@@ -124,7 +124,7 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
             if told not in (None, classes):
                 raise ValueError(f"task {name!r} has {classes} logits but {told} classes")
             for number, (_, there) in enumerate(task.batches if labels else ()):
-                if len(odd := there[((there < 0) & (there != -100)) | (there >= classes)]):
+                if len(odd := there[outside(there, classes)]):
                     what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
                     raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
         if (kept := store.get(0.0, name)) is not None:

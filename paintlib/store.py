@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paintlib.files import replacing
-from paintlib.objective import Alpha, ImageScores, position, same_images
+from paintlib.objective import SAME_IMAGES, Alpha, ImageScores, position
 
 try:
     import fcntl
@@ -34,19 +34,22 @@ class Store:
     precision if it is coarser than float32.
 
     The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
-    exist, and what is put stays in memory. `key` says what was evaluated: digests of both ends
-    (`WeightPath.digests`) and of the data, the precision and so on; without, the file's is taken.
+    exist, and what is put stays in memory, as it does without a file. `key` says what was
+    evaluated: digests of both ends (`WeightPath.digests`) and of the data, the precision and so on;
+    without, the file's is taken.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
         FileNotFoundError: the file is missing, and not to be made.
     """
 
-    def __init__(self, file: Path | str, key: Mapping[str, str] | None = None, *,
+    def __init__(self, file: Path | str | None, key: Mapping[str, str] | None = None, *,
                  writable: bool = True) -> None:  # fmt: skip
-        self.file, self.key, self._writable = Path(file), dict(key or {}), writable
+        self.file, self.key = Path(file or "memory"), dict(key or {})
+        self._writable = writable and file is not None
         self._rows: dict[str, dict[Any, ImageScores]] = {}
-        self._read()
+        if file is not None:
+            self._read()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -60,6 +63,8 @@ class Store:
     def get(self, alpha: Alpha, task: str) -> ImageScores | None:
         """Return what is stored of `task` at `alpha`, or within 1e-9 of it; else None."""
         rows = self._rows.get(task, {})
+        if alpha in rows:
+            return rows[alpha]
         nearest = min(rows, key=lambda stored: _distance(stored, alpha), default=math.inf)
         return rows[nearest] if _distance(nearest, alpha) <= SAME else None
 
@@ -93,7 +98,9 @@ class Store:
                 said = f"losses {row.losses.shape} and hits {correct.shape} at alpha = {alpha}"
                 raise ValueError(f"task {task!r} has {said}, but {images} images are {remedy}")
             known = max((old.digest for old in rows.values()), default="")
-            same_images(task, alpha, known, row.digest)
+            if known and row.digest and known != row.digest:
+                said = f"task {task!r} has other images at alpha = {alpha} than before"
+                raise ValueError(f"{said}, or the same in another order; {SAME_IMAGES}")
             self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
@@ -123,7 +130,7 @@ class Store:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
             own = self._rows[task]
-            rows = [(alpha, *own[alpha]) for alpha in self.alphas(task)]
+            rows = [(alpha, *own[alpha][:2]) for alpha in self.alphas(task)]
             # unknown and float32 are left out: a file of before stays as it was
             if digest := max(row.digest for row in own.values()):
                 arrays[f"{task}.digest"] = np.array(digest)
@@ -138,7 +145,5 @@ class Store:
 
 
 def _distance(first: Alpha, second: Alpha) -> float:
-    if isinstance(first, float) and isinstance(second, float):
-        return abs(first - second)
     same = np.shape(first) == np.shape(second)
     return float(np.abs(np.subtract(first, second)).max()) if same else math.inf
