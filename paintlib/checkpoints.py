@@ -49,7 +49,14 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _state(source, entry, "the dict")
     path = locate(source)
-    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path, entry)
+    if not path.name.endswith(".index.json"):
+        return _read_file(path, entry)
+    places = json.loads(path.read_text("utf-8"))["weight_map"]
+    shards = {name: _read_file(path.parent / name, None) for name in sorted({*places.values()})}
+    if lost := [name for name, file in places.items() if name not in shards[file]]:
+        said = f"{len(lost)} tensors of {path} are not in their shards, first: {lost[0]!r}"
+        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
+    return {name: shards[file][name] for name, file in places.items()}
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -87,15 +94,6 @@ def _fetch(name: str) -> Path:
         if any(Path(folder).glob(kind)):
             break
     return Path(folder)
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    places = json.loads(index.read_text("utf-8"))["weight_map"]
-    shards = {name: _read_file(index.parent / name, None) for name in sorted({*places.values()})}
-    if lost := [name for name, file in places.items() if name not in shards[file]]:
-        said = f"{len(lost)} tensors of {index} are not in their shards, first: {lost[0]!r}"
-        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
-    return {name: shards[file][name] for name, file in places.items()}
 
 
 def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:

@@ -95,10 +95,9 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
         bracket: the ends of the search, ascending.
         step: distance of the samples, as for `grid`.
-        known: evaluations already paid for; those outside the bracket are ignored. Both ends and
-            four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, it is the answer, with the fit's value, and
-            the status UNVERIFIED.
+        known: evaluations already paid for, in the bracket or ignored. Both ends and four more
+            stand for the grid; fewer are added to it.
+        verify: whether to evaluate the root; else it is the answer, with the fit's value.
 
     Raises:
         ValueError: an argument or a loss is invalid, or the number of parts changes.
@@ -146,20 +145,19 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
     low, high = record.low, record.high
     missing = sum(not record.find(end) for end in (low, high))
     tolerance = xtol if callable(xtol) else lambda _: xtol
-    budget = 6 + missing if max_evals is None else max_evals
     noise = record.noise = record.noise if noise is None else noise
+    budget = 6 + missing if max_evals is None else max_evals
     record.limit(tolerance(record.samples), budget, at_least=missing)
     for end in (low, high):
         record(end)
     if len(record.samples) < 3 and record.budget:
-        record(low + FIRST * (high - low))
+        record(low + FIRST * record.width)
     steps: list[float] = []
     while True:
         best, (a, b), near = record.best(), record.bracket(), tolerance(record.samples)
-        if best.alpha - a <= near * (1 + SAME) >= b - best.alpha:
+        narrow = best.alpha - a <= near * (1 + SAME) >= b - best.alpha
+        if narrow or (record.flat() and len(record.samples) >= POINTS):
             return record.solution(record.place())
-        if record.flat() and len(record.samples) >= POINTS:
-            return record.solution(Status.FLAT)
         target = (fit := fit_parts(record.samples)).minimum(a, b)
         steps.append(abs(target - best.alpha))
         still = steps[-1] <= near
