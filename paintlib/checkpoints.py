@@ -39,10 +39,8 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     these, or an id of the Hub, `owner/name` or `owner/name@tag`. Where there are several, or one
     of averaged weights (EMA), `entry` names the dict that is meant; `a.b` is `b` inside `a`.
 
-    Raises:
-        ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
-        FileNotFoundError: there is no such file.
-        ImportError: it is an id, and huggingface_hub is not installed.
+    ValueError if no or several state dicts are there, or a file is damaged or not to be trusted;
+    FileNotFoundError; ImportError if it is an id, and huggingface_hub is not installed.
     """
     if isinstance(source, nn.Module):
         return dict(source.state_dict())
@@ -225,8 +223,7 @@ def _adapter(source: Source) -> Path | None:
 def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
 
-    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base. A
-    ValueError says that it is no plain LoRA, or that a tensor of it has no place in the base.
+    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base.
     """
     config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
     kind = "DoRA" if config.get("use_dora") else config.get("peft_type")

@@ -170,10 +170,8 @@ class WeightPath:
     def set_(self, model: nn.Module, alpha: float) -> nn.Module:
         """Write w(alpha) into `model` in place and return it.
 
-        Modes and gradients stay. The model is of the checkpoints' types or the path's.
-
-        Raises:
-            ValueError: `alpha` is not finite, or the model does not fit the path.
+        Modes and gradients stay. The model is of the checkpoints' types or the path's: ValueError
+        if it does not fit, or `alpha` is not finite.
         """
         tensors = self._targets(model)
         with torch.inference_mode():  # which alone may write into a model that was made in it
@@ -201,10 +199,8 @@ class WeightPath:
         Of tied names the file holds one, and the others in its `metadata` (strings by name), as
         `safetensors.torch.save_model` does; `load_model` and `WeightPath.load` fill them in. A
         `model` is set to alpha and gives the values, what `after` makes of them, and what the path
-        leaves to it (`except_`); without, the file holds what is on the path alone.
-
-        Raises:
-            ValueError: as `set_`; a value of `metadata` is no string; or `after` lacks its model.
+        leaves to it (`except_`); without, the file holds what is on the path alone. ValueError as
+        in `set_`, and if a value of `metadata` is no string or `after` lacks its model.
         """
         if self.after is not None and model is None:
             raise ValueError("the path has a step after each write; give save its model=")

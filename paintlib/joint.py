@@ -55,10 +55,8 @@ class WeightPatches:
     """The weights reached by several patches of one start; two coefficients span a plane.
 
     Where one coefficient alone is not 0, they are those of `WeightPath(start, end)`; else integer
-    tensors are those of the first path at its coefficient.
-
-    `start` and each of `ends`, and the errors, are those of `WeightPath`; `after` is called with
-    the model after each write.
+    tensors are those of the first path at its coefficient. Arguments and errors are those of
+    `WeightPath`, for each of `ends`.
     """
 
     def __init__(self, start: Weights, ends: Sequence[Weights],
@@ -71,11 +69,7 @@ class WeightPatches:
         self.origin = (0.0,) * len(ends)  # the coefficients of the start
 
     def set_(self, model: nn.Module, alpha: Sequence[float]) -> nn.Module:
-        """Write the weights of the coefficients `alpha` into `model` in place and return it.
-
-        Raises:
-            ValueError: there is not one finite coefficient per patch, or the model does not fit.
-        """
+        """Write the weights of one coefficient per patch into `model` in place and return it."""
         shares = tuple(map(float, np.atleast_1d(alpha)))
         if len(shares) != len(self.paths) or not np.isfinite(shares).all():
             raise ValueError(f"alpha = {alpha}; give each of {len(self.paths)} patches a number")

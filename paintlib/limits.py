@@ -34,13 +34,10 @@ class Ceiling(NamedTuple):
 
 def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
                  probability: float = 0.95) -> float:  # fmt: skip
-    """Return what L(alpha) / L(0) - 1 of a task is below, with a probability.
+    """Return what L(alpha) / L(0) - 1 of a task is below, with a `probability` between 0 and 1.
 
     The one-sided limit of a ratio of two losses of the same images, to first order (the delta
     method); a normalisation and weights have no say. It evaluates `alpha` where that is not known.
-
-    Raises:
-        ValueError: the task is unknown, or `probability` is not a number between 0 and 1.
     """
     if task not in objective.names:
         raise ValueError(f"no task is called {task!r}; choose from {', '.join(objective.names)}")
@@ -67,9 +64,6 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
     arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
     knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
     ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
-
-    Raises:
-        ValueError: there is no ceiling, or one is not as described.
     """
 
     def above(sample: Evaluation) -> list[float]:

@@ -67,10 +67,8 @@ class TaskLoss:
     def score(self) -> Score:
         """Return the mean loss and the accuracy at the model's present weights.
 
-        Raises:
-            ValueError: a module is in training mode, there is no image, or batches, outputs or
-                values do not have the form described above.
-            IndexError: a label is neither a class nor -100.
+        ValueError if a module is in training mode, there is no image, or batches, outputs or values
+        are not as described above; IndexError if a label is neither a class nor -100.
         """
         return self.evaluate().score
 
@@ -201,8 +199,8 @@ class TaskLoss:
         return _Part(each, hits, kept, {"labels": labels}, logits.dtype, classes)
 
     def _own(self, number: int, batch: Any) -> _Part:
-        leaves = dict(_leaves(batch))
-        sizes = {len(leaf) for leaf in leaves.values() if leaf.ndim}
+        parts = dict(leaves(batch))
+        sizes = {len(leaf) for leaf in parts.values() if leaf.ndim}
         columns: list[Tensor] = []
         for name, call in (("loss", self.loss), ("correct", self.correct)):
             values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
@@ -215,9 +213,9 @@ class TaskLoss:
             columns.append(values)
         losses, hits = columns
         hits = hits if hits.dtype == torch.bool else hits.double()
-        integers = {name: leaf for name, leaf in leaves.items() if not leaf.is_floating_point()}
+        integers = {name: leaf for name, leaf in parts.items() if not leaf.is_floating_point()}
         shown = {}  # a few numbers of each example, on the host, so that the batch itself can go
-        for name, leaf in (integers or leaves).items():
+        for name, leaf in (integers or parts).items():
             flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
             shown[name] = flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
         return _Part(losses, hits, torch.ones_like(losses, dtype=torch.bool), shown, losses.dtype)
@@ -233,7 +231,7 @@ def outside(labels: Tensor, classes: int) -> Tensor:
     return ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
 
 
-def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors within a batch of any form, and its other values as numbers."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
@@ -247,7 +245,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, T
         inner = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
         inner = inner if isinstance(inner, Mapping) else getattr(value, "__dict__", {})
         for key, part in inner.items():
-            yield from _leaves(part, f"{name}.{key}", depth + 1)
+            yield from leaves(part, f"{name}.{key}", depth + 1)
 
 
 def _digest(batches: list[dict[str, Tensor]]) -> str:

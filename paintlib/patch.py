@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import importlib
 import itertools
-import math
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from paintlib import __version__, limits, sampling, solver
 from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
-from paintlib.losses import TaskLoss, outside
+from paintlib.losses import TaskLoss, leaves, outside
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
 
@@ -161,9 +161,15 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         total = None if None in counts else sum(counts)
         beside = HELD_OUT if missing[0].endswith(HELD_OUT) else ""
         said = f"evaluation {next(number)}{beside}, alpha = {alpha:.4f}"
+
+        def watched(batches: Iterable[Any]) -> Iterator[Any]:
+            for batch in batches:
+                yield batch
+                bar.update(_size(batch))
+
         with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
-            watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
-            return [task.evaluate() for task in watched]
+            seen = (dataclasses.replace(task, batches=watched(task.batches)) for task in tasks)
+            return [task.evaluate() for task in seen]
 
     def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
         counts = [probes[name].classes for name in names]
@@ -190,34 +196,28 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
     told = {
-        "alpha": found.alpha, "stderr": _number(error.alpha) if error else None,
-        "numerical_error": _number(_numerical_error(found)), "status": found.status.name,
+        "alpha": found.alpha, "stderr": error and error.alpha,
+        "numerical_error": _numerical_error(found), "status": found.status.name,
         "advice": found.status.value, "solver": options.solver,
         "normalisation": objective.normalisation, "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
         "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
                      for task, rise, sure in ceilings},
-        "bracket": list(options.bracket), "evaluations": len(objective.evaluated), **measured,
+        "bracket": options.bracket, "evaluations": len(objective.evaluated), **measured,
         "held_out": beside,
-        "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
+        "trace": sorted(found.trace),
         "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
-    return told | {"warnings": list(_warnings(setup, objective, found, told))}
-
-
-def _watch(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
-    for batch in batches:
-        yield batch
-        bar.update(_size(batch))
+    told["warnings"] = list(_warnings(setup, objective, found, told))
+    plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)
+    return plain
 
 
 def _size(batch: Any) -> int:
     """Return the length of the first tensor of a batch, or 1."""
-    while isinstance(batch, Iterable) and not isinstance(batch, Tensor | str):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch), None)
-    return len(batch) if isinstance(batch, Tensor) else 1
+    return next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 1)
 
 
 def _count(batches: Any) -> int | None:
@@ -225,10 +225,6 @@ def _count(batches: Any) -> int | None:
         return sum(map(_size, batches))
     dataset = getattr(batches, "dataset", None)
     return len(dataset) if isinstance(dataset, Sized) else None
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _numerical_error(found: solver.Solution) -> float:
@@ -254,15 +250,15 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
             loss, accuracy, _ = there.score
             hits = here.correct * 1.0 - there.correct
             change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
-            task[place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
+            task[place] = {"loss": loss, "accuracy": accuracy, "change": change}
     gain = {end: sampling.difference(objective, other, alpha)
             for end, other in places.items() if other != alpha}  # fmt: skip
     return {"tasks": tasks, "gain": gain}
 
 
-def _paired(row: Any) -> list[float | None]:
+def _paired(row: Any) -> tuple[float, float]:
     """Return the mean of differences on the same images, and its standard error."""
-    return [_number(row.mean()), _number(row.std() / len(row) ** 0.5)]
+    return row.mean(), row.std() / len(row) ** 0.5
 
 
 def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
