@@ -91,11 +91,10 @@ def joint(objective: JointObjective, patches: int, bracket: Bracket = (0.0, 1.0)
 
     It starts from the lower corner, the middles and ends of its edges, and the middles of its
     faces: as many points as a quadratic has coefficients. A surface (a cubic radial basis on a
-    quadratic) through the log-loss of each task gives the lowest sum in the box, which is
-    evaluated, and so on until it is within `xtol` of the best point, and is so still when a point
-    beside that one is known for each further coefficient. `bracket` holds for each of the
-    `patches` coefficients, `max_evals` is by default the start and 6 per patch, and the rest,
-    errors too, as for `solver.log_quintic`.
+    quadratic) through each task's log-loss gives the lowest sum in the box, which is evaluated,
+    until it is within `xtol` of the best point, and still is with a point beside that one for each
+    further coefficient. `bracket` holds for each coefficient, `max_evals` is by default the start
+    and 6 per patch, the rest as for `solver.log_quintic`.
 
     >>> joint(lambda a: [(a[0] - 0.3) ** 2 + 1, (a[1] - a[0]) ** 2 + 1], 2).status.name
     'CONVERGED'

@@ -56,14 +56,12 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
 
     Where the minimum that `log_quintic` finds obeys, it is the answer. Else that lies where a
     ceiling is met, between the lowest sample that obeys and its neighbour that does not: a
-    polynomial tells where, and an evaluation just before it verifies that. Where it fails it is a
-    new neighbour, until the answer is within 0.005 of the bracket's width of where the ceiling is
-    met, or after 6 more evaluations. Where no sample obeys, the lowest of the polynomial is tried.
+    polynomial tells where, an evaluation just before it verifies that or is the new neighbour,
+    until the answer is within 0.005 of the bracket's width, or after 6 more evaluations.
 
-    Ceilings are held one by one. A task that has nothing but a ceiling has the weight 0. The
-    arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
-    knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
-    ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
+    A task that has nothing but a ceiling has the weight 0. Arguments and answer are those of
+    `log_quintic`, but of `known` only what `objective` knows too counts, and the status is
+    AT_CEILING where a ceiling holds the answer back, ABOVE_CEILING where no sample obeys.
     """
 
     def above(sample: Evaluation) -> list[float]:

@@ -126,18 +126,17 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
                 noise: float | None = None) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
-    It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
-    (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
-    in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
-    best point, and the fit without that point had its root there too and predicted its value (to
-    1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's widest
-    gap: it ends on any function. An evaluation `xtol` inside certifies an end.
+    It starts from the ends and the middle, fits each task's log-loss (`fits.fit_parts`), evaluates
+    where the fitted *sum* is lowest in the bracket, and fits again, until that is within `xtol` of
+    the best point, and the fit without that point had its minimum there too and predicted its value
+    (to 1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's
+    widest gap: it ends on any function. An evaluation `xtol` inside certifies an end.
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
     (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default six, and one for
     each end that is not `known`. `noise` is the standard deviation of a value's rounding, by
-    default the objective's `noise`, if it has one, or 0: a fit that promises less than twice that
-    ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
+    default the objective's `noise` or 0: a fit that promises less than twice that ends the search.
+    The rest as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'

@@ -28,10 +28,9 @@ class Store:
 
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
-    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several patches,
-    `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`, for `numpy.load`;
-    where they are known, also `NAME.digest`, of the images in their order, and `NAME.eps`, the
-    precision if it is coarser than float32.
+    For `numpy.load` it holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several
+    patches, `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`; where known,
+    `NAME.digest`, of the images in their order, and `NAME.eps`, if coarser than float32.
 
     The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
     exist, and what is put stays in memory, as it does without a file. `key` says what was
