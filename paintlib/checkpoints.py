@@ -270,20 +270,19 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def write(file: Path | str,
-          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Callable[[], Tensor]]],
-          metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """Write a safetensors file, atomically, with no more than one of its tensors in memory.
+def write(file: Path | str, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+          values: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """Write a safetensors file, atomically: by name its types and shapes, and one of its `values`.
 
-    `tensors` gives by name the type, the shape, and what makes the tensor.
+    No more than one is in memory at a time.
     """
     if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # all are aligned
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # all are aligned
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in order:
-        dtype, shape, _ = tensors[name]
+        dtype, shape = kinds[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": CODES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -292,4 +291,4 @@ def write(file: Path | str,
         out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             # no name for it: it is gone before the next is made
-            out.write(tensors[name][2]().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            out.write(values(name).cpu().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,5 +1,6 @@
 """The straight line between two sets of weights, w(alpha) = (1 - alpha) w_zs + alpha w_ft."""
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -210,16 +211,15 @@ class WeightPath:
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
-        kinds = {name: self._dtypes.get(name, start.dtype) for name, (start, _) in ends.items()}
+        kinds = {self._prefix + name: (self._dtypes.get(name, start.dtype), start.shape)
+                 for name, (start, _) in ends.items()}  # fmt: skip
 
         def values(name: str) -> Tensor:
-            start, end = ends[name]
-            return self._write(torch.empty_like(start, dtype=kinds[name]), start, end, alpha)
+            start, end = ends[name.removeprefix(self._prefix)]
+            return self._write(torch.empty_like(start, dtype=kinds[name][0]), start, end, alpha)
 
         noted = {self._prefix + name: self._prefix + home for name, home in ties.items()}
-        tensors = {self._prefix + name: (kinds[name], start.shape, functools.partial(values, name))
-                   for name, (start, _) in ends.items()}  # fmt: skip
-        checkpoints.write(file, tensors, {**noted, **(metadata or {})})
+        checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
 
     def _write(self, out: Tensor, start: Tensor, end: Tensor, alpha: float) -> Tensor:
         if not math.isfinite(alpha):
@@ -270,18 +270,16 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[T
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
-    before = [(norm, norm.training, norm.momentum) for norm in norms]
     count = 0
-    try:
-        with torch.no_grad():
-            for count, batch in enumerate(batches if norms else (), 1):
-                for norm in norms if count == 1 else ():
-                    norm.reset_running_stats()
-                    norm.momentum, norm.training = None, True  # None: the plain average
-                model(batch if isinstance(batch, Tensor) else batch[0])
-    finally:
-        for norm, training, momentum in before:
-            norm.training, norm.momentum = training, momentum
+    with torch.no_grad(), contextlib.ExitStack() as afterwards:
+        for count, batch in enumerate(batches if norms else (), 1):
+            for norm in norms if count == 1 else ():
+                afterwards.callback(
+                    vars(norm).update, training=norm.training, momentum=norm.momentum
+                )
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # None: the plain average
+            model(batch if isinstance(batch, Tensor) else batch[0])
     if norms and not count:
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 

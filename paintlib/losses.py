@@ -136,19 +136,16 @@ class TaskLoss:
     def gradient(self) -> dict[str, Tensor]:
         """Return the mean loss's gradient by parameter, 0 if it has no say; errors as `score`."""
         names, parameters = zip(*self.model.named_parameters(), strict=True)
-        frozen = [p for p in parameters if not p.requires_grad]
         total: list[Tensor] = []
         images = 0
-        try:
-            for parameter in frozen:
+        with contextlib.ExitStack() as afterwards:
+            for parameter in parameters:
+                afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(True)
             for part in self._forward():
                 own = torch.autograd.grad(part.losses.sum(), parameters, materialize_grads=True)
                 total = [a + b for a, b in zip(total, own, strict=True)] if total else list(own)
                 images += int(part.kept.sum())
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
     def _forward(self) -> Iterator[_Part]:

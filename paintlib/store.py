@@ -3,7 +3,7 @@
 import glob
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,8 @@ class Store:
         """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
         if not np.isfinite(alpha).all():
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        entries = [(task, position(alpha), row) for task, row in scores.items()]
         if not self._writable:
-            return self._add(entries)
+            return self._add(alpha, scores)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
             if fcntl is not None:
@@ -81,11 +80,12 @@ class Store:
                 for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
                     left.unlink()  # by a writer that was killed
             self._read()
-            self._add(entries)
+            self._add(alpha, scores)
             self._write()
 
-    def _add(self, entries: Iterable[tuple[str, Alpha, ImageScores]]) -> None:
-        for task, alpha, row in entries:
+    def _add(self, alpha: Alpha, scores: Mapping[str, ImageScores]) -> None:
+        alpha = position(alpha)
+        for task, row in scores.items():
             rows, correct = self._rows.get(task, {}), np.array(row.correct)
             correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
             row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
@@ -114,7 +114,7 @@ class Store:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
                     names = [n for n in ("digest", "eps") if f"{task}.{n}" in content]
                     more = {name: content[f"{task}.{name}"].item() for name in names}
-                    found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
+                    found += [(a, {task: ImageScores(*row, **more)}) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
@@ -123,7 +123,8 @@ class Store:
             remedy = "delete it, or give these another file"
             raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
         self.key = key
-        self._add(found)
+        for alpha, scores in found:
+            self._add(alpha, scores)
 
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
