@@ -77,15 +77,12 @@ def _init(options: argparse.Namespace) -> None:
 def _patch(options: argparse.Namespace) -> None:
     from paintlib import card, patch  # torch takes seconds to import
     from paintlib.interpolation import WeightPath
-    from paintlib.limits import Ceiling
     from paintlib.store import Store
 
     if options.out and not options.out.endswith(".safetensors"):
         raise ValueError(f"--out {options.out} is no .safetensors file; name one")
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
-    pairs = (text.rpartition("=") for text in options.ceiling)
-    ceilings = [Ceiling(task, float(rise)) for task, _, rise in pairs]
     setup = patch.find_setup(options.tasks)
     parents = options.zero_shot, options.fine_tuned
     path = WeightPath.load(*parents, except_=options.except_, after=setup.after)
@@ -94,11 +91,7 @@ def _patch(options: argparse.Namespace) -> None:
     probes = patch.check(setup, path, store, labels=options.dry_run)
     if options.dry_run:
         return print(patch.forecast(setup, path, probes, store))
-    answer = patch.choose(
-        setup, path, probes, store, method=options.solver, normalisation=options.normalisation,
-        weights=options.weights, ceilings=ceilings, bracket=tuple(options.bracket),
-        step=options.step, max_evals=options.max_evals,
-    )  # fmt: skip
+    answer = patch.choose(setup, path, probes, store, options)
     if answer["status"] in ("BUDGET", "ABOVE_CEILING"):
         raise ValueError(f"no answer: {answer['advice']}; see --max-evals and --ceiling")
     print(json.dumps(answer, indent=1, allow_nan=False) if options.json else card.summary(answer))

@@ -39,17 +39,22 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     these, or an id of the Hub, `owner/name` or `owner/name@tag`. Where there are several, or one
     of averaged weights (EMA), `entry` names the dict that is meant; `a.b` is `b` inside `a`.
 
-    Raises:
-        ValueError: no or several state dicts are there, or a file is damaged or not to be trusted.
-        FileNotFoundError: there is no such file.
-        ImportError: it is an id, and huggingface_hub is not installed.
+    ValueError if no or several state dicts are there, or a file is damaged or not to be trusted;
+    FileNotFoundError; ImportError if it is an id, and huggingface_hub is not installed.
     """
     if isinstance(source, nn.Module):
         return dict(source.state_dict())
     if isinstance(source, Mapping):
         return _state(source, entry, "the dict")
     path = locate(source)
-    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path, entry)
+    if not path.name.endswith(".index.json"):
+        return _read_file(path, entry)
+    places = json.loads(path.read_text("utf-8"))["weight_map"]
+    shards = {name: _read_file(path.parent / name, None) for name in sorted({*places.values()})}
+    if lost := [name for name, file in places.items() if name not in shards[file]]:
+        said = f"{len(lost)} tensors of {path} are not in their shards, first: {lost[0]!r}"
+        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
+    return {name: shards[file][name] for name, file in places.items()}
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -87,15 +92,6 @@ def _fetch(name: str) -> Path:
         if any(Path(folder).glob(kind)):
             break
     return Path(folder)
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    places = json.loads(index.read_text("utf-8"))["weight_map"]
-    shards = {name: _read_file(index.parent / name, None) for name in sorted({*places.values()})}
-    if lost := [name for name, file in places.items() if name not in shards[file]]:
-        said = f"{len(lost)} tensors of {index} are not in their shards, first: {lost[0]!r}"
-        raise ValueError(f"{said} in {places[lost[0]]}; fetch the shards again")
-    return {name: shards[file][name] for name, file in places.items()}
 
 
 def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
@@ -227,8 +223,7 @@ def _adapter(source: Source) -> Path | None:
 def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return `base` with the update of a LoRA adapter, W + s B A, in at least float32.
 
-    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base. A
-    ValueError says that it is no plain LoRA, or that a tensor of it has no place in the base.
+    What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base.
     """
     config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
     kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
@@ -275,20 +270,19 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def write(file: Path | str,
-          tensors: Mapping[str, tuple[torch.dtype, Sequence[int], Callable[[], Tensor]]],
-          metadata: Mapping[str, str]) -> None:  # fmt: skip
-    """Write a safetensors file, atomically, with no more than one of its tensors in memory.
+def write(file: Path | str, kinds: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+          values: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:  # fmt: skip
+    """Write a safetensors file, atomically: by name its types and shapes, and one of its `values`.
 
-    `tensors` gives by name the type, the shape, and what makes the tensor.
+    No more than one is in memory at a time.
     """
     if odd := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise ValueError(f"metadata[{odd[0]!r}] is no string; give str(...) or json.dumps(...)")
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # all are aligned
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))  # all are aligned
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in order:
-        dtype, shape, _ = tensors[name]
+        dtype, shape = kinds[name]
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": CODES[dtype], "shape": [*shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -297,4 +291,4 @@ def write(file: Path | str,
         out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             # no name for it: it is gone before the next is made
-            out.write(tensors[name][2]().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            out.write(values(name).cpu().reshape(-1).view(torch.uint8).numpy().data)

@@ -12,8 +12,7 @@ __all__ = ["replacing"]
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a new file beside `path`, and move it there when the block ends without an error.
 
-    So `path` is always whole: what it was before, or all of what was written. Its folder is made,
-    its permissions are those of any new file, and an error leaves nothing behind.
+    So `path` is always whole. Its folder is made, and an error leaves nothing behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

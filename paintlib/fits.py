@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,14 +103,12 @@ def window(samples: list[Evaluation]) -> list[Evaluation]:
     best = min(range(len(samples)), key=lambda i: samples[i].value)
     first, last = max(best - 1, 0), min(best + 1, len(samples) - 1)
     centre = 0.5 * (samples[first].alpha + samples[last].alpha)
-    tie = SAME * (samples[-1].alpha - samples[0].alpha)
-    while last - first + 1 < min(POINTS, len(samples)):
-        left = centre - samples[first - 1].alpha if first else math.inf
-        right = samples[last + 1].alpha - centre if last + 1 < len(samples) else math.inf
-        tied = abs(left - right) <= tie
-        go_left = samples[first - 1].value <= samples[last + 1].value if tied else left < right
-        first, last = (first - 1, last) if go_left else (first, last + 1)
-    return samples[first : last + 1]
+    tie = SAME * (samples[-1].alpha - samples[0].alpha) or 1.0
+
+    def order(sample: Evaluation) -> tuple[int, float]:
+        return round(abs(sample.alpha - centre) / tie), sample.value
+
+    return sorted(sorted(samples, key=order)[:POINTS])
 
 
 def log_spline(alphas: ArrayLike, losses: ArrayLike) -> Callable[[ArrayLike], NDArray[np.float64]]:

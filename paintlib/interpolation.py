@@ -1,5 +1,6 @@
 """The straight line between two sets of weights, w(alpha) = (1 - alpha) w_zs + alpha w_ft."""
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -57,12 +58,8 @@ class WeightPath:
         PEFT does; of two adapters of one `base` the updates are interpolated. `entry` names the
         state dict that is meant, of both files or of each, where a file holds several or averaged
         ones ("model_ema"). The prefixes "module.", "_orig_mod." and "model." go where all names of
-        a side carry them; of a model in `set_` too. The rest is as in `WeightPath`.
-
-        Raises:
-            ValueError: as `WeightPath`, or a file is not what it should be.
-            FileNotFoundError: a file is missing.
-            ImportError: a side is an id of the Hub, and huggingface_hub is not installed.
+        a side carry them; of a model in `set_` too. The rest is as in `WeightPath`, errors are also
+        those of `read`.
         """
         path = cls.__new__(cls)
         entries = entry if isinstance(entry, tuple) else (entry, entry)
@@ -97,9 +94,8 @@ class WeightPath:
             held = self.dtype if kind.is_floating_point and kind.itemsize > 2 else kind
             ends = [side.pop(name).detach().to(held, copy=True) for side in (first, last)]
             for title, end in zip(("start", "end"), ends, strict=True):
-                if not kind.is_floating_point or not end.numel():
-                    continue
-                if not torch.stack(end.aminmax()).isfinite().all():  # without a mask of its size
+                # without a mask of its size
+                if end.numel() and not torch.stack(end.aminmax()).isfinite().all():
                     said = f"the {title} weights are not finite, first in {name!r}; make them again"
                     raise ValueError(f"{said}: the file is damaged or the training diverged")
             self._ends[name] = ends[0], ends[1]
@@ -113,12 +109,12 @@ class WeightPath:
 
     @property
     def start(self) -> Tensor:
-        """A copy of the weights at alpha = 0 as one flat vector, of at least float32."""
+        """The weights at alpha = 0 as a new flat vector, of at least float32."""
         return self.at(0.0)
 
     @property
     def end(self) -> Tensor:
-        """A copy of the weights at alpha = 1, as `start`."""
+        """The weights at alpha = 1, as `start`."""
         return self.at(1.0)
 
     def at(self, alpha: float) -> Tensor:
@@ -153,14 +149,16 @@ class WeightPath:
 
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """Return the flat vector of `tensors` in the path's order; an absent tensor counts as 0."""
+        given = {
+            self._ties.get(n, n): tensor for n, tensor in tensors.items() if tensor is not None
+        }
 
         def fill(name: str, view: Tensor) -> object:
-            names = (name, *(tie for tie, home in self._ties.items() if home == name))
-            given = [tensor for n in names if (tensor := tensors.get(n)) is not None]
-            return view.copy_(given[0].detach().reshape(view.shape)) if given else view.zero_()
+            return view.copy_(given[name].reshape(view.shape)) if name in given else view.zero_()
 
         return self._flat(fill)
 
+    @torch.no_grad()
     def _flat(self, fill: Callable[[str, Tensor], object]) -> Tensor:
         starts = [start for start, _ in self._floats.values()]
         size, device = sum(start.numel() for start in starts), starts[0].device
@@ -173,10 +171,8 @@ class WeightPath:
     def set_(self, model: nn.Module, alpha: float) -> nn.Module:
         """Write w(alpha) into `model` in place and return it.
 
-        Modes and gradients stay. The model is of the checkpoints' types or the path's.
-
-        Raises:
-            ValueError: `alpha` is not finite, or the model does not fit the path.
+        Modes and gradients stay. The model is of the checkpoints' types or the path's: ValueError
+        if it does not fit, or `alpha` is not finite.
         """
         tensors = self._targets(model)
         with torch.inference_mode():  # which alone may write into a model that was made in it
@@ -204,10 +200,8 @@ class WeightPath:
         Of tied names the file holds one, and the others in its `metadata` (strings by name), as
         `safetensors.torch.save_model` does; `load_model` and `WeightPath.load` fill them in. A
         `model` is set to alpha and gives the values, what `after` makes of them, and what the path
-        leaves to it (`except_`); without, the file holds what is on the path alone.
-
-        Raises:
-            ValueError: as `set_`; a value of `metadata` is no string; or `after` lacks its model.
+        leaves to it (`except_`); without, the file holds what is on the path alone. ValueError as
+        in `set_`, and if a value of `metadata` is no string or `after` lacks its model.
         """
         if self.after is not None and model is None:
             raise ValueError("the path has a step after each write; give save its model=")
@@ -217,16 +211,15 @@ class WeightPath:
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
-        kinds = {name: self._dtypes.get(name, start.dtype) for name, (start, _) in ends.items()}
+        kinds = {self._prefix + name: (self._dtypes.get(name, start.dtype), start.shape)
+                 for name, (start, _) in ends.items()}  # fmt: skip
 
         def values(name: str) -> Tensor:
-            start, end = ends[name]
-            return self._write(torch.empty_like(start, dtype=kinds[name]), start, end, alpha)
+            start, end = ends[name.removeprefix(self._prefix)]
+            return self._write(torch.empty_like(start, dtype=kinds[name][0]), start, end, alpha)
 
         noted = {self._prefix + name: self._prefix + home for name, home in ties.items()}
-        tensors = {self._prefix + name: (kinds[name], start.shape, functools.partial(values, name))
-                   for name, (start, _) in ends.items()}  # fmt: skip
-        checkpoints.write(file, tensors, {**noted, **(metadata or {})})
+        checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
 
     def _write(self, out: Tensor, start: Tensor, end: Tensor, alpha: float) -> Tensor:
         if not math.isfinite(alpha):
@@ -259,8 +252,8 @@ class WeightPath:
         others = {name: t for name, t in tensors.items() if _memory(t) not in homes}
         ours = {name: start for name, (start, _) in self._ends.items()}
         _check_same_tensors(ours, theirs | self._chosen(others))
-        for name, start in ours.items():
-            tensor = theirs[name]
+        for name, tensor in theirs.items():
+            start = ours[name]
             fits = tensor.dtype in (self.dtype, self._dtypes[name])
             if start.is_floating_point() and not (fits and tensor.device == start.device):
                 sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
@@ -272,28 +265,21 @@ class WeightPath:
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
     """Set the running statistics of `model`'s BatchNorm layers to their averages over `batches`.
 
-    Each batch counts the same; all other layers stay in evaluation mode or as they are.
-
-    `batches` are of images `(n, ...)`, or of pairs of images and labels: a list or a DataLoader.
-    `model` is changed in place, but for its modes and momenta.
-
-    Raises:
-        ValueError: `batches` is empty.
+    Each batch counts the same: of images `(n, ...)`, or a pair of images and labels. `model` is
+    changed in place, but for its modes and momenta. ValueError if there is no batch.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
-    before = [(norm, norm.training, norm.momentum) for norm in norms]
     count = 0
-    try:
-        with torch.no_grad():
-            for count, batch in enumerate(batches if norms else (), 1):
-                for norm in norms if count == 1 else ():
-                    norm.reset_running_stats()
-                    norm.momentum, norm.training = None, True  # None: the plain average
-                model(batch if isinstance(batch, Tensor) else batch[0])
-    finally:
-        for norm, training, momentum in before:
-            norm.training, norm.momentum = training, momentum
+    with torch.no_grad(), contextlib.ExitStack() as afterwards:
+        for count, batch in enumerate(batches if norms else (), 1):
+            for norm in norms if count == 1 else ():
+                afterwards.callback(
+                    vars(norm).update, training=norm.training, momentum=norm.momentum
+                )
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # None: the plain average
+            model(batch if isinstance(batch, Tensor) else batch[0])
     if norms and not count:
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 

@@ -34,13 +34,10 @@ class Ceiling(NamedTuple):
 
 def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
                  probability: float = 0.95) -> float:  # fmt: skip
-    """Return what L(alpha) / L(0) - 1 of a task is below, with a probability.
+    """Return what L(alpha) / L(0) - 1 of a task is below, with a `probability` between 0 and 1.
 
     The one-sided limit of a ratio of two losses of the same images, to first order (the delta
     method); a normalisation and weights have no say. It evaluates `alpha` where that is not known.
-
-    Raises:
-        ValueError: the task is unknown, or `probability` is not a number between 0 and 1.
     """
     if task not in objective.names:
         raise ValueError(f"no task is called {task!r}; choose from {', '.join(objective.names)}")
@@ -59,17 +56,12 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
 
     Where the minimum that `log_quintic` finds obeys, it is the answer. Else that lies where a
     ceiling is met, between the lowest sample that obeys and its neighbour that does not: a
-    polynomial tells where, and an evaluation just before it verifies that. Where it fails it is a
-    new neighbour, until the answer is within 0.005 of the bracket's width of where the ceiling is
-    met, or after 6 more evaluations. Where no sample obeys, the lowest of the polynomial is tried.
+    polynomial tells where, an evaluation just before it verifies that or is the new neighbour,
+    until the answer is within 0.005 of the bracket's width, or after 6 more evaluations.
 
-    Ceilings are held one by one. A task that has nothing but a ceiling has the weight 0. The
-    arguments, answer and errors are those of `log_quintic`, but of `known` only what `objective`
-    knows too counts, and the status is AT_CEILING where a ceiling holds the answer back,
-    ABOVE_CEILING, with the sample that comes nearest, where no sample obeys.
-
-    Raises:
-        ValueError: there is no ceiling, or one is not as described.
+    A task that has nothing but a ceiling has the weight 0. Arguments and answer are those of
+    `log_quintic`, but of `known` only what `objective` knows too counts, and the status is
+    AT_CEILING where a ceiling holds the answer back, ABOVE_CEILING where no sample obeys.
     """
 
     def above(sample: Evaluation) -> list[float]:

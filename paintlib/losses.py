@@ -1,5 +1,6 @@
 """What a point of the path costs: the loss and the accuracy of a task, its slope and gradient."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -24,13 +25,13 @@ PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, non
 
 
 class _Part(NamedTuple):
-    """Of a batch: precision, costs and hits `(n,)`, which of them count, and who they are."""
+    """Of a batch: costs and hits `(n,)`, which of them count, who they are, and the precision."""
 
-    eps: float
     losses: Tensor
     hits: Tensor
     kept: Tensor
     leaves: dict[str, Tensor]
+    dtype: torch.dtype
     classes: int = 0
 
 
@@ -66,10 +67,8 @@ class TaskLoss:
     def score(self) -> Score:
         """Return the mean loss and the accuracy at the model's present weights.
 
-        Raises:
-            ValueError: a module is in training mode, there is no image, or batches, outputs or
-                values do not have the form described above.
-            IndexError: a label is neither a class nor -100.
+        ValueError if a module is in training mode, there is no image, or batches, outputs or values
+        are not as described above; IndexError if a label is neither a class nor -100.
         """
         return self.evaluate().score
 
@@ -80,18 +79,23 @@ class TaskLoss:
         return images
 
     def _evaluate(self) -> ImageScores:
-        parts, coarsest = [], _Coarsest(self.model)
-        try:
-            with torch.inference_mode():
-                for part in self._forward():
-                    coarsest.close()  # one batch tells
-                    parts.append(part)
-                kept = torch.cat([part.kept for part in parts])
-                columns = (part.losses for part in parts), (part.hits for part in parts)
-                losses, hits = (torch.cat(list(c))[kept].cpu().numpy() for c in columns)
-        finally:
-            coarsest.close()
-        eps = max(coarsest.eps, *(part.eps for part in parts))
+        parts, kinds = [], {torch.float64}
+
+        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                kinds.add(output.dtype)  # a head in float32 may hide what came before it
+
+        with torch.inference_mode(), contextlib.ExitStack() as hooks:
+            for module in self.model.modules():
+                hooks.enter_context(module.register_forward_hook(see))
+            for part in self._forward():
+                hooks.close()  # one batch tells
+                kinds.add(part.dtype)
+                parts.append(part)
+            kept = torch.cat([part.kept for part in parts])
+            columns = (part.losses for part in parts), (part.hits for part in parts)
+            losses, hits = (torch.cat(list(c))[kept].cpu().numpy() for c in columns)
+        eps = max(torch.finfo(kind).eps for kind in kinds)
         return ImageScores(losses, hits, _digest([part.leaves for part in parts]), eps)
 
     def repeat(self, scores: ImageScores) -> None:
@@ -132,19 +136,16 @@ class TaskLoss:
     def gradient(self) -> dict[str, Tensor]:
         """Return the mean loss's gradient by parameter, 0 if it has no say; errors as `score`."""
         names, parameters = zip(*self.model.named_parameters(), strict=True)
-        frozen = [p for p in parameters if not p.requires_grad]
         total: list[Tensor] = []
         images = 0
-        try:
-            for parameter in frozen:
+        with contextlib.ExitStack() as afterwards:
+            for parameter in parameters:
+                afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(True)
             for part in self._forward():
                 own = torch.autograd.grad(part.losses.sum(), parameters, materialize_grads=True)
                 total = [a + b for a, b in zip(total, own, strict=True)] if total else list(own)
                 images += int(part.kept.sum())
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
     def _forward(self) -> Iterator[_Part]:
@@ -157,11 +158,13 @@ class TaskLoss:
         for number, batch in enumerate(self.batches):
             part = score(number, batch)
             labelled.append((part.leaves.get("labels", part.hits), part.classes))
-            yield part
+            # what has been computed has no more digits, and float32 takes half the room in a store
+            losses = part.losses.to(torch.promote_types(part.dtype, torch.float32))
+            yield part._replace(losses=losses.double())
         if not labelled:
             raise ValueError("no image to score: `batches` is empty or a generator already used up")
         for number, (labels, classes) in enumerate(labelled):  # one wait for the device, at the end
-            if classes and (wrong := _outside(labels, classes)).any():
+            if classes and (wrong := outside(labels, classes)).any():
                 said = f"batch {number}: label {int(labels[wrong][0])} is out of bounds"
                 remedy = f"labels are 0 to {classes - 1}, or {IGNORED} for what has none"
                 raise IndexError(f"{said} for {classes} classes; {remedy}")
@@ -183,18 +186,18 @@ class TaskLoss:
             raise ValueError(f"batch {number}: labels are {_said(labels)}, "
                              f"logits {_said(logits)}; {remedy}")  # fmt: skip
         classes = logits.shape[1]
-        known = labels.long().masked_fill(_outside(labels, classes), IGNORED)  # refused at the end
+        known = labels.long().masked_fill(outside(labels, classes), IGNORED)  # refused at the end
         each = F.cross_entropy(logits.double(), known, reduction="none", ignore_index=IGNORED)
         hits, kept = logits.argmax(1) == labels, known != IGNORED
         if labels.ndim > 1:
             count = kept.flatten(1).sum(1)
             each, hits = (x.flatten(1).sum(1).double() / count.clamp(min=1) for x in (each, hits))
             kept = count > 0
-        return _part(each, logits.dtype, hits, kept, {"labels": labels}, classes)
+        return _Part(each, hits, kept, {"labels": labels}, logits.dtype, classes)
 
     def _own(self, number: int, batch: Any) -> _Part:
-        leaves = dict(_leaves(batch))
-        sizes = {len(leaf) for leaf in leaves.values() if leaf.ndim}
+        parts = dict(leaves(batch))
+        sizes = {len(leaf) for leaf in parts.values() if leaf.ndim}
         columns: list[Tensor] = []
         for name, call in (("loss", self.loss), ("correct", self.correct)):
             values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
@@ -207,26 +210,12 @@ class TaskLoss:
             columns.append(values)
         losses, hits = columns
         hits = hits if hits.dtype == torch.bool else hits.double()
-        integers = {name: leaf for name, leaf in leaves.items() if not leaf.is_floating_point()}
-        shown = {name: _shown(leaf) for name, leaf in (integers or leaves).items()}
-        kept = torch.ones_like(losses, dtype=torch.bool)
-        return _part(losses, losses.dtype, hits, kept, shown)
-
-
-class _Coarsest:
-    """The coarsest precision, `eps`, among what the modules of a model return, until closed."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.eps = torch.finfo(torch.float64).eps
-        self._handles = [module.register_forward_hook(self._see) for module in model.modules()]
-
-    def close(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point():
-            self.eps = max(self.eps, torch.finfo(output.dtype).eps)
+        integers = {name: leaf for name, leaf in parts.items() if not leaf.is_floating_point()}
+        shown = {}  # a few numbers of each example, on the host, so that the batch itself can go
+        for name, leaf in (integers or parts).items():
+            flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
+            shown[name] = flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
+        return _Part(losses, hits, torch.ones_like(losses, dtype=torch.bool), shown, losses.dtype)
 
 
 def _said(value: Any) -> str:
@@ -234,17 +223,12 @@ def _said(value: Any) -> str:
     return shape or f"a {type(value).__name__}"
 
 
-def _outside(labels: Tensor, classes: int) -> Tensor:
+def outside(labels: Tensor, classes: int) -> Tensor:
+    """Return which labels are no class."""
     return ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
 
 
-def _part(losses: Tensor, dtype: torch.dtype, *rest: Any) -> _Part:
-    # what has been computed has no more digits, and float32 takes half the room in a store
-    losses = losses.to(torch.promote_types(dtype, torch.float32)).double()
-    return _Part(torch.finfo(dtype).eps, losses, *rest)
-
-
-def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors within a batch of any form, and its other values as numbers."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.as_tensor(value)
@@ -258,13 +242,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, T
         inner = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
         inner = inner if isinstance(inner, Mapping) else getattr(value, "__dict__", {})
         for key, part in inner.items():
-            yield from _leaves(part, f"{name}.{key}", depth + 1)
-
-
-def _shown(leaf: Tensor) -> Tensor:
-    """Return a few numbers of each example, on the host, so that the batch itself can go."""
-    flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
-    return flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
+            yield from leaves(part, f"{name}.{key}", depth + 1)
 
 
 def _digest(batches: list[dict[str, Tensor]]) -> str:

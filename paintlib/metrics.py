@@ -50,10 +50,8 @@ def gradient_similarity(displacement: Any, gradient: Any) -> float:
 
     Positive when the first step towards the fine-tuned weights lowers the supported loss.
 
-    Args:
-        displacement: `w_zs - w_ft`, flat, `(parameters,)`: an array, or a torch tensor, which
-            stays on its device. Sums are in float64.
-        gradient: gradient of the supported loss at `w_zs`, of the same length and kind.
+    `displacement`, `w_zs - w_ft`, and the `gradient` of the supported loss at `w_zs` are flat,
+    `(parameters,)`: two arrays, or torch tensors, which stay on their device. Sums are in float64.
 
     >>> gradient_similarity([3.0, 0.0], [1.0, 1.0])  # doctest: +ELLIPSIS
     0.7071...
@@ -81,11 +79,8 @@ def backward_transfer(alphas: ArrayLike, losses: ArrayLike, length: float,
     alpha = 0 its limit is `-slope_at_zero / length`, which a convex loss attains: (4.3) eq-limit.
     With the slope given, the limit competes with the samples.
 
-    Args:
-        alphas: `(n,)`, ascending, the first 0, within [0, 1].
-        losses: `(n,)`, the supported task's loss at each (nats per image).
-        length: the 2-norm of `w_zs - w_ft`.
-        slope_at_zero: dL/dalpha at alpha = 0 (nats per image), if known.
+    `alphas`, `(n,)`, ascend from 0 within [0, 1]; `losses`, `(n,)`, are the supported task's there;
+    `length` is the 2-norm of `w_zs - w_ft`; `slope_at_zero` is dL/dalpha at 0, if known.
 
     >>> backward_transfer([0.0, 0.5, 1.0], [1.0, 0.5, 0.75], length=2.0, slope_at_zero=-3.0)
     BackwardTransfer(value=1.5, alpha=0.0)
@@ -110,11 +105,8 @@ def forgetting(zero_shot: Sequence[float], patched: Sequence[float]) -> Forgetti
     """Return how much of the supported task the patched weights have lost: (4.6) eq-forgetting.
 
     The paper (section 6) leaves such a measure to future work. Both numbers of this one are
-    negative when the supported task has gained.
-
-    Args:
-        zero_shot: loss (nats per image) and accuracy (fraction) at alpha = 0; a `Score` will do.
-        patched: the same at the alpha that was chosen.
+    negative when the supported task has gained. An argument is a loss and an accuracy, or a
+    `Score`: at alpha = 0, and at the alpha that was chosen.
 
     >>> forgetting((0.5, 0.75), (0.625, 0.5))
     Forgetting(loss=0.25, accuracy=0.25)
@@ -138,10 +130,8 @@ def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLik
     there the rise is as a rule underestimated. g.d is the mean of (p - y).z', and d^T G d that of
     the variance of z' = dz/dalpha under the predictions p, without labels: (4.8) eq-fisher.
 
-    Args:
-        logits: z at w_zs, `(n, classes)`.
-        change: z' there, `(n, classes)`: a difference of logits over a small difference of alpha.
-        labels: `(n,)`, the right classes.
+    `logits` are z at w_zs, and `change` is z' there, a difference of logits over a small one of
+    alpha, both `(n, classes)`; `labels`, `(n,)`, are the right classes.
 
     >>> round(forgetting_prediction([[0.0, 0.0]], [[1.0, -1.0]], [0])(1.0), 6)
     -0.721348

@@ -36,27 +36,17 @@ class Score(NamedTuple):
     images: int
 
 
-class _Images(NamedTuple):
-    losses: NDArray[np.float64]
-    correct: NDArray[np.bool_] | NDArray[np.float64]
-
-
-class ImageScores(_Images):
-    """Of each image of a task: its loss (nats, float64), and whether the label is on top.
+class ImageScores(NamedTuple):
+    """What each image of a task costs (nats, float64), and whether its label is on top.
 
     `correct` may be fractions, or nan where nobody knows. `digest` says which images they are, and
     in which order ("": unknown); `eps` is the precision they were computed in (0: unknown).
     """
 
+    losses: NDArray[np.float64]
+    correct: NDArray[Any]
     digest: str = ""
     eps: float = 0.0
-
-    def __new__(cls, losses: NDArray[np.float64], correct: NDArray[Any],
-                digest: str = "", eps: float = 0.0) -> ImageScores:  # fmt: skip
-        """Return a pair of arrays that knows where it comes from."""
-        images = super().__new__(cls, losses, correct)
-        images.digest, images.eps = digest, eps
-        return images
 
     @property
     def score(self) -> Score:
@@ -71,13 +61,6 @@ Evaluate = Callable[[Any, Sequence[str]], Sequence[ImageScores]]
 def position(alpha: Any) -> Alpha:
     """Return `alpha` as it is kept: a float, or a tuple of floats for several patches."""
     return float(alpha) if np.ndim(alpha) == 0 else tuple(map(float, alpha))
-
-
-def same_images(task: str, alpha: Alpha, known: str, digest: str) -> None:
-    """Refuse images that are not those of the other alphas, or not in their order."""
-    if known and digest and known != digest:
-        raise ValueError(f"task {task!r} has other images at alpha = {alpha} than before, or the "
-                         f"same in another order; {SAME_IMAGES}")  # fmt: skip
 
 
 class PairObjective:
@@ -95,6 +78,7 @@ class PairObjective:
         names: what the tasks are called in the store; "0", "1", ... by default.
         store: where evaluations are looked up and kept, those of each task by themselves.
         weights: a factor of each task's normalised loss, 1 by default, 0 for a mere ceiling.
+        evaluate, origin: as in `replay`; a path has its own.
 
     Raises:
         ValueError: the normalisation, classes, names or weights do not fit, or the models differ.
@@ -102,29 +86,52 @@ class PairObjective:
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax
 
-    def __init__(self, path: WeightPath | WeightPatches, tasks: Sequence[TaskLoss],
+    def __init__(self, path: WeightPath | WeightPatches | None, tasks: Sequence[TaskLoss],
                  classes: Sequence[int], normalisation: str = "zero_shot", *,
                  names: Sequence[str] | None = None, store: Store | None = None,
-                 weights: Sequence[float] | None = None) -> None:  # fmt: skip
-        by_name = dict(zip(names or map(str, range(len(tasks))), tasks, strict=False))
-        if not len(by_name) == len(tasks) == len(names or tasks):
-            raise ValueError(f"{len(tasks)} tasks but the names {names}; give each task its own")
-        if len({id(task.model) for task in tasks}) != 1:
-            raise ValueError("the tasks must share one model: the one the path writes into")
-        fresh = set(by_name)  # not yet scored
+                 weights: Sequence[float] | None = None, evaluate: Evaluate | None = None,
+                 origin: Alpha = 0.0) -> None:  # fmt: skip
+        from paintlib.store import Store  # stands on this module
 
-        def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
-            path.set_(tasks[0].model, alpha)
-            rows = []
-            for name in missing:
-                rows.append(by_name[name].evaluate())
-                if name in fresh:
-                    by_name[name].repeat(rows[-1])
-            fresh.difference_update(missing)
-            return rows
+        self.names = tuple(names or map(str, range(len(tasks))))
+        if path is not None:
+            if not len({*self.names}) == len(self.names) == len(tasks):
+                said = f"{len(tasks)} tasks but the names {names}"
+                raise ValueError(f"{said}; give each task its own")
+            if len({id(task.model) for task in tasks}) != 1:
+                raise ValueError("the tasks must share one model: the one the path writes into")
+            by_name = dict(zip(self.names, tasks, strict=True))
+            fresh, origin = set(by_name), getattr(path, "origin", 0.0)
 
-        origin = getattr(path, "origin", 0.0)
-        self._begin(evaluate, store, list(by_name), classes, normalisation, weights, origin)
+            def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
+                path.set_(tasks[0].model, alpha)
+                rows = []
+                for name in missing:
+                    rows.append(by_name[name].evaluate())
+                    if name in fresh:
+                        by_name[name].repeat(rows[-1])
+                fresh.difference_update(missing)
+                return rows
+
+        count = len(self.names)
+        if count != len(classes):
+            raise ValueError(f"{count} tasks but {len(classes)} class counts")
+        self.weights = tuple(map(float, (1.0,) * count if weights is None else weights))
+        good = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
+        if len(self.weights) != count or not good:
+            raise ValueError(f"{count} tasks but the weights {self.weights}; give each task a "
+                             "positive factor, or 0 to some")  # fmt: skip
+        self.normalisation, self._classes = normalisation, tuple(classes)
+        self._evaluate, self._store = evaluate, store or Store(None)
+        self.evaluated: list[Any] = []
+        self.origin = position(origin)
+        self.anchors: tuple[Alpha, ...] = (self.origin,)
+        if normalisation != "minmax":
+            _ = self.normalisers
+        elif self.origin == 0.0:
+            self.anchors = self.samples
+        else:
+            raise ValueError("minmax scales by samples of one path, not of several patches")
 
     @classmethod
     def replay(cls, store: Store | None, names: Sequence[str], classes: Sequence[int],
@@ -136,33 +143,8 @@ class PairObjective:
         An alpha that is not stored goes to `evaluate`, with the names of the tasks missing there,
         for their `ImageScores`; without it, to a ValueError. `origin` is (0, 0) for two patches.
         """
-        objective = cls.__new__(cls)
-        objective._begin(evaluate, store, names, classes, normalisation, weights, origin)
-        return objective
-
-    def _begin(self, evaluate: Evaluate | None, store: Store | None, names: Sequence[str],
-               classes: Sequence[int], normalisation: str, weights: Sequence[float] | None,
-               origin: Alpha) -> None:  # fmt: skip
-        if len(names) != len(classes):
-            raise ValueError(f"{len(names)} tasks but {len(classes)} class counts")
-        self.weights = tuple(map(float, (1.0,) * len(names) if weights is None else weights))
-        good = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
-        if len(self.weights) != len(names) or not good:
-            raise ValueError(f"{len(names)} tasks but the weights {self.weights}; give each task a "
-                             "positive factor, or 0 to some")  # fmt: skip
-        self.names, self.normalisation, self._classes = tuple(names), normalisation, tuple(classes)
-        self.evaluated: list[Any] = []
-        self._evaluate, self._store = evaluate, store
-        self._digests: dict[str, str] = {}
-        self._visited: dict[Alpha, tuple[ImageScores, ...]] = {}
-        self.origin = position(origin)
-        self.anchors: tuple[Alpha, ...] = (self.origin,)
-        if normalisation != "minmax":
-            _ = self.normalisers
-        elif self.origin == 0.0:
-            self.anchors = self.samples
-        else:
-            raise ValueError("minmax scales by samples of one path, not of several patches")
+        return cls(None, (), classes, normalisation, names=names, store=store, weights=weights,
+                   evaluate=evaluate, origin=origin)  # fmt: skip
 
     @cached_property
     def normalisers(self) -> tuple[Normaliser, ...]:
@@ -186,23 +168,16 @@ class PairObjective:
     def images(self, alpha: Alpha) -> tuple[ImageScores, ...]:
         """Return what each image costs at `alpha`, per task."""
         alpha = position(alpha)
-        if alpha in self._visited:
-            return self._visited[alpha]
-        found = self._stored(alpha)
-        if missing := [name for name in self.names if name not in found]:
+        found = {name: self._store.get(alpha, name) for name in self.names}
+        if missing := [name for name, row in found.items() if row is None]:
             if self._evaluate is None:
-                file = self._store and self._store.file
-                raise ValueError(f"task {missing[0]!r} is not stored at alpha = {alpha} in {file}; "
-                                 "evaluate it with the weights")  # fmt: skip
+                raise ValueError(f"task {missing[0]!r} is not stored at alpha = {alpha} in "
+                                 f"{self._store.file}; evaluate it with the weights")  # fmt: skip
             fresh = dict(zip(missing, self._evaluate(alpha, missing), strict=True))
             self.evaluated.append(alpha)
+            self._store.put(alpha, fresh)
             found |= fresh
-            for name, row in found.items():
-                same_images(name, alpha, self._digests.setdefault(name, row.digest), row.digest)
-            if self._store is not None:
-                self._store.put(alpha, fresh)
-        self._visited[alpha] = tuple(found[name] for name in self.names)
-        return self._visited[alpha]
+        return tuple(row for row in found.values() if row is not None)
 
     @property
     def noise(self) -> float:
@@ -220,9 +195,5 @@ class PairObjective:
 
     def known(self, alpha: Alpha) -> bool:
         """Return whether `alpha` costs nothing."""
-        alpha = position(alpha)
-        return alpha in self._visited or len(self._stored(alpha)) == len(self.names)
-
-    def _stored(self, alpha: Alpha) -> dict[str, ImageScores]:
-        rows = {name: self._store.get(alpha, name) for name in self.names if self._store}
-        return {name: row for name, row in rows.items() if row is not None}
+        rows = (self._store.get(position(alpha), name) for name in self.names)
+        return all(row is not None for row in rows)

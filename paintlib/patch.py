@@ -1,10 +1,11 @@
 """The command `paintlib patch`: the tasks of a user on a path, and what is known of the answer."""
 
+import argparse
 import dataclasses
 import hashlib
 import importlib
 import itertools
-import math
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -13,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from paintlib import __version__, limits, sampling, solver
 from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
-from paintlib.losses import TaskLoss
+from paintlib.losses import TaskLoss, leaves, outside
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
 
@@ -36,20 +37,18 @@ class Setup:
 
     Args:
         tasks: a `TaskLoss` per name, all on one model; alpha is chosen on their images.
-        classes: number of classes per name; by default, of the logits of the first batch.
         held_out: of some or all of the names, images that take no part in the choice.
         after: called with the model after each write of its weights (`reestimate_batchnorm`).
     """
 
     tasks: Mapping[str, TaskLoss]
-    classes: Mapping[str, int] = field(default_factory=dict)
     held_out: Mapping[str, TaskLoss] = field(default_factory=dict)
     after: Callable[[nn.Module], object] | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("there is no task; give a name and its TaskLoss")
-        if odd := sorted((self.classes.keys() | self.held_out.keys()) - self.tasks.keys()):
+        if odd := sorted(self.held_out.keys() - self.tasks.keys()):
             raise ValueError(f"{odd[0]!r} is no task; the tasks are {', '.join(self.tasks)}")
         if len({id(task.model) for task in self.rows.values()}) > 1:
             raise ValueError("the tasks have several models; give all the one that is patched")
@@ -70,7 +69,7 @@ class Probe(NamedTuple):
 
     first: ImageScores
     images: int | None  # where the batches tell it without being read
-    classes: int
+    classes: int  # 1, which `log_classes` refuses, of a loss of one's own
     seconds: float  # of the batch
 
 
@@ -78,11 +77,7 @@ Probes = Mapping[str, Probe]
 
 
 def find_setup(name: str) -> Setup:
-    """Call `module:function`, the current folder first on the path of imports.
-
-    Raises:
-        ValueError: there is no such module or function, or it returns no `Setup`.
-    """
+    """Call `module:function`, the current folder first on the path of imports."""
     module, _, function = name.partition(":")
     remedy = "give --tasks FILE:FUNCTION, without .py; `paintlib init` writes an example"
     sys.path.insert(0, "")
@@ -101,11 +96,8 @@ def find_setup(name: str) -> Setup:
 def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
     """Score the first batch of each task at alpha = 0, and refuse what does not fit.
 
-    With `labels`, all batches are read, and each label is compared with the number of classes.
-
-    Raises:
-        ValueError: the model does not fit the path; a task has no image, cannot be scored, or its
-            labels or classes do not fit the logits; the store has other losses of that batch.
+    That is the model and the path, a task, or a store that has other losses of that batch. With
+    `labels`, all batches are read, and each label is compared with the number of classes.
     """
     path.set_(setup.model, 0.0)
     probes = {}
@@ -116,15 +108,12 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
         first = dataclasses.replace(task, batches=[batch]).evaluate()
         seconds = time.perf_counter() - begin
         task.repeat(first)
-        told = setup.classes.get(name.removesuffix(HELD_OUT))
-        classes = told or 1  # which `log_classes` refuses
+        classes = 1
         if task.loss is None:
             with torch.inference_mode():
                 classes = (task.logits or task.model)(batch[0]).shape[1]
-            if told not in (None, classes):
-                raise ValueError(f"task {name!r} has {classes} logits but {told} classes")
             for number, (_, there) in enumerate(task.batches if labels else ()):
-                if len(odd := there[((there < 0) & (there != -100)) | (there >= classes)]):
+                if len(odd := there[outside(there, classes)]):
                     what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
                     raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
         if (kept := store.get(0.0, name)) is not None:
@@ -154,16 +143,15 @@ def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> st
     ])  # fmt: skip
 
 
-def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
-           method: str = "log_quintic", normalisation: str = "zero_shot",
-           weights: Sequence[float] | None = None, ceilings: Sequence[limits.Ceiling] = (),
-           bracket: solver.Bracket = (0.0, 1.0), step: float = 0.05,
-           max_evals: int = 12) -> dict[str, Any]:  # fmt: skip
+def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
+           options: argparse.Namespace) -> dict[str, Any]:  # fmt: skip
     """Choose alpha, measure there and at both ends, and return all that can be said, as for JSON.
 
-    Progress goes to stderr. What does not exist is None, a difference is `[difference, standard
-    error]`, on the same images. The status is "BUDGET" where the search has not ended.
+    `options` are those of the command. Progress goes to stderr. What does not exist is None, a
+    difference is `[difference, standard error]`, on the same images.
     """
+    pairs = (text.rpartition("=") for text in options.ceiling)
+    ceilings = [limits.Ceiling(task, float(rise)) for task, _, rise in pairs]
     number = itertools.count(1)
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
@@ -173,22 +161,30 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
         total = None if None in counts else sum(counts)
         beside = HELD_OUT if missing[0].endswith(HELD_OUT) else ""
         said = f"evaluation {next(number)}{beside}, alpha = {alpha:.4f}"
+
+        def watched(batches: Iterable[Any]) -> Iterator[Any]:
+            for batch in batches:
+                yield batch
+                bar.update(_size(batch))
+
         with tqdm(total=total, desc=said, unit=" images", mininterval=1) as bar:
-            watched = (dataclasses.replace(t, batches=_watch(t.batches, bar)) for t in tasks)
-            return [task.evaluate() for task in watched]
+            seen = (dataclasses.replace(task, batches=watched(task.batches)) for task in tasks)
+            return [task.evaluate() for task in seen]
 
     def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
         counts = [probes[name].classes for name in names]
         return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
 
-    objective = replay(list(setup.tasks), normalisation, weights)
-    xtol = sampling.tolerance(objective)
-    own: dict[str, dict[str, Any]] = {"brent": {"max_evals": max_evals}}
-    own["log_quintic"] = {"xtol": xtol, "max_evals": max_evals}
+    objective = replay(list(setup.tasks), options.normalisation, options.weights)
+    xtol, own = sampling.tolerance(objective), {"step": options.step}
+    if options.solver in ("log_quintic", "brent"):
+        own = {"max_evals": options.max_evals}
+    if options.solver == "log_quintic":
+        own["xtol"] = xtol
     if ceilings:  # their search is a log-quintic
-        found = limits.under(objective, ceilings, bracket, xtol=xtol)
+        found = limits.under(objective, ceilings, options.bracket, xtol=xtol)
     else:
-        found = getattr(solver, method)(objective, bracket, **own.get(method, {"step": step}))
+        found = getattr(solver, options.solver)(objective, options.bracket, **own)
     error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
     measured, beside = _measured(objective, found.alpha), {}
     by_name = dict(zip(setup.tasks, objective.weights, strict=True))
@@ -200,34 +196,28 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store, *,
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
     told = {
-        "alpha": found.alpha, "stderr": _number(error.alpha) if error else None,
-        "numerical_error": _number(_numerical_error(found)), "status": found.status.name,
-        "advice": found.status.value, "solver": method, "normalisation": normalisation,
-        "weights": by_name,
+        "alpha": found.alpha, "stderr": error and error.alpha,
+        "numerical_error": _numerical_error(found), "status": found.status.name,
+        "advice": found.status.value, "solver": options.solver,
+        "normalisation": objective.normalisation, "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
         "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
                      for task, rise, sure in ceilings},
-        "bracket": list(bracket), "evaluations": len(objective.evaluated), **measured,
+        "bracket": options.bracket, "evaluations": len(objective.evaluated), **measured,
         "held_out": beside,
-        "trace": [[*sample[:2], list(sample.parts)] for sample in sorted(found.trace)],
+        "trace": sorted(found.trace),
         "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
-    return told | {"warnings": list(_warnings(setup, objective, found, told))}
-
-
-def _watch(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
-    for batch in batches:
-        yield batch
-        bar.update(_size(batch))
+    told["warnings"] = list(_warnings(setup, objective, found, told))
+    plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)
+    return plain
 
 
 def _size(batch: Any) -> int:
     """Return the length of the first tensor of a batch, or 1."""
-    while isinstance(batch, Iterable) and not isinstance(batch, Tensor | str):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch), None)
-    return len(batch) if isinstance(batch, Tensor) else 1
+    return next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 1)
 
 
 def _count(batches: Any) -> int | None:
@@ -235,10 +225,6 @@ def _count(batches: Any) -> int | None:
         return sum(map(_size, batches))
     dataset = getattr(batches, "dataset", None)
     return len(dataset) if isinstance(dataset, Sized) else None
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _numerical_error(found: solver.Solution) -> float:
@@ -264,15 +250,15 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
             loss, accuracy, _ = there.score
             hits = here.correct * 1.0 - there.correct
             change = {"loss": _paired(here.losses - there.losses), "accuracy": _paired(hits)}
-            task[place] = {"loss": loss, "accuracy": _number(accuracy), "change": change}
+            task[place] = {"loss": loss, "accuracy": accuracy, "change": change}
     gain = {end: sampling.difference(objective, other, alpha)
             for end, other in places.items() if other != alpha}  # fmt: skip
     return {"tasks": tasks, "gain": gain}
 
 
-def _paired(row: Any) -> list[float | None]:
+def _paired(row: Any) -> tuple[float, float]:
     """Return the mean of differences on the same images, and its standard error."""
-    return [_number(row.mean()), _number(row.std() / len(row) ** 0.5)]
+    return row.mean(), row.std() / len(row) ** 0.5
 
 
 def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,

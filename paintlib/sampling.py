@@ -40,9 +40,9 @@ class Bound(NamedTuple):
 def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.float64], ...] | None:
     """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
 
-    The mean of an array is the normalised, weighted loss, its variance over the number of images
-    the squared sampling error, with that of the scale, of the same images, to first order (the
-    delta method). None where `alpha`, or what the scale takes, was not evaluated.
+    Its mean is the normalised, weighted loss, its variance over the number of images the squared
+    sampling error, that of the scale included, to first order (the delta method). None where
+    `alpha`, or what the scale takes, was not evaluated.
     """
     if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
@@ -97,16 +97,12 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
 
 def bound(objective: PairObjective, samples: Samples, probability: float = 0.95, *,
           below: bool | None = None) -> Bound | None:  # fmt: skip
-    """Return the alpha that alpha* is below, or above, with a probability, also near an end.
+    """Return the alpha that alpha* is below, or above, with a `probability` from 0.5 to 1.
 
-    A quasi-convex sum has its minimum below every alpha at which it rises. The bound is the first
-    alpha, from the lowest sample on, at which the slope (of the polynomial through the six known
-    samples nearest) is above 0 by more than the one-sided quantile of its sampling error: inside
-    the bracket about alpha* + 1.645 errors, else the end of the samples. Unless `below` is given,
-    it faces the further end. None where not the lowest and two more of `samples` are known.
-
-    Raises:
-        ValueError: `probability` is not between 0.5 and 1.
+    It is the first alpha, from the lowest sample on, at which the slope (of the polynomial through
+    the six known samples nearest) is above 0 by more than the one-sided quantile of its sampling
+    error, as a quasi-convex sum is only above its minimum; or the end of the samples. Unless
+    `below` is given, it faces the further end. None where the lowest or two more are not known.
     """
     if not 0.5 <= probability < 1:
         raise ValueError(f"probability is {probability}; give one from 0.5 to 1, 0.95 for instance")

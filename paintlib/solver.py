@@ -21,6 +21,7 @@ from scipy import optimize
 
 from paintlib.fits import POINTS, SAME, fit_parts, fit_quintic
 from paintlib.metrics import quasiconvexity_violation
+from paintlib.objective import position
 
 __all__ = [
     "Evaluation", "Solution", "Status", "brent", "golden", "grid", "log_quintic", "quintic",
@@ -95,10 +96,9 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
         objective: maps alpha to a loss, or to a sequence of one loss per task, to be summed.
         bracket: the ends of the search, ascending.
         step: distance of the samples, as for `grid`.
-        known: evaluations already paid for; those outside the bracket are ignored. Both ends and
-            four more stand for the grid; fewer are added to it.
-        verify: whether to evaluate the root. Without, it is the answer, with the fit's value, and
-            the status UNVERIFIED.
+        known: evaluations already paid for, in the bracket or ignored. Both ends and four more
+            stand for the grid; fewer are added to it.
+        verify: whether to evaluate the root; else it is the answer, with the fit's value.
 
     Raises:
         ValueError: an argument or a loss is invalid, or the number of parts changes.
@@ -106,7 +106,7 @@ def quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float 
     >>> round(quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).alpha, 9)
     0.875
     """
-    record = _Record(objective, bracket, known)
+    record = Record(objective, bracket, known)
     if len(record.samples) < POINTS or not (record.find(record.low) and record.find(record.high)):
         record.visit(step)  # (1.3) eq-objective: F
     left, right = record.bracket()  # (1.5) eq-bracket: F(l) > F(m) < F(r)
@@ -126,40 +126,38 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
                 noise: float | None = None) -> Solution:  # fmt: skip
     """Minimise in few evaluations by fits to each task's log-loss: (3.4) eq-parts.
 
-    It starts from the ends and the middle, fits each task's log-loss by a polynomial through the
-    (at most six) samples around the lowest, takes the root of the derivative of the fitted *sum*
-    in the bracket, evaluates there, and fits again. It stops when the root is within `xtol` of the
-    best point, and the fit without that point had its root there too and predicted its value (to
-    1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's widest
-    gap: it ends on any function. An evaluation `xtol` inside certifies an end.
+    It starts from the ends and the middle, fits each task's log-loss (`fits.fit_parts`), evaluates
+    where the fitted *sum* is lowest in the bracket, and fits again, until that is within `xtol` of
+    the best point, and the fit without that point had its minimum there too and predicted its value
+    (to 1e-3). Where the fits' steps do not shrink, it takes a golden section of the bracket's
+    widest gap: it ends on any function. An evaluation `xtol` inside certifies an end.
 
     `xtol` is a distance of alphas, or a function of the samples so far that returns one
     (`sampling.tolerance`). `max_evals` limits the fresh evaluations: by default six, and one for
     each end that is not `known`. `noise` is the standard deviation of a value's rounding, by
-    default the objective's `noise`, if it has one, or 0: a fit that promises less than twice that
-    ends the search (NOISE). The rest, answer (or BUDGET) and errors as for `quintic`.
+    default the objective's `noise` or 0: a fit that promises less than twice that ends the search.
+    The rest as for `quintic`.
 
     >>> log_quintic(lambda a: (1 + a, 4 * (1 - a) ** 2 + 0.1)).status.name
     'CONVERGED'
     """
-    record = _Record(objective, bracket, known)
+    record = Record(objective, bracket, known)
     low, high = record.low, record.high
     missing = sum(not record.find(end) for end in (low, high))
     tolerance = xtol if callable(xtol) else lambda _: xtol
-    budget = 6 + missing if max_evals is None else max_evals
     noise = record.noise = record.noise if noise is None else noise
+    budget = 6 + missing if max_evals is None else max_evals
     record.limit(tolerance(record.samples), budget, at_least=missing)
     for end in (low, high):
         record(end)
     if len(record.samples) < 3 and record.budget:
-        record(low + FIRST * (high - low))
+        record(low + FIRST * record.width)
     steps: list[float] = []
     while True:
         best, (a, b), near = record.best(), record.bracket(), tolerance(record.samples)
-        if best.alpha - a <= near * (1 + SAME) >= b - best.alpha:
+        narrow = best.alpha - a <= near * (1 + SAME) >= b - best.alpha
+        if narrow or (record.flat() and len(record.samples) >= POINTS):
             return record.solution(record.place())
-        if record.flat() and len(record.samples) >= POINTS:
-            return record.solution(Status.FLAT)
         target = (fit := fit_parts(record.samples)).minimum(a, b)
         steps.append(abs(target - best.alpha))
         still = steps[-1] <= near
@@ -189,7 +187,7 @@ def grid(objective: Objective, bracket: Bracket = (0.0, 1.0), *, step: float = 0
     PAINT's own way. The positions are exact: 0.15, not 0.15000000000000002. `step` must divide the
     bracket; `known` evaluations between the positions compete too. The rest is as for `quintic`.
     """
-    record = _Record(objective, bracket, known)
+    record = Record(objective, bracket, known)
     record.visit(step)
     return record.solution(record.place())
 
@@ -200,7 +198,7 @@ def brent(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float = 
 
     It never visits the ends, but comes within about `xtol` of a minimum there.
     """
-    record = _Record(objective, bracket, known)
+    record = Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=2)
     result = optimize.minimize_scalar(
         lambda alpha: record(float(alpha)).value, bounds=(record.low, record.high),
@@ -216,7 +214,7 @@ def golden(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: float =
     It begins with a point below both ends: the middle, or the first that halving towards the lower
     end finds. Arguments as for `brent`.
     """
-    record = _Record(objective, bracket, known)
+    record = Record(objective, bracket, known)
     record.limit(xtol, max_evals, at_least=3)
     lower = min(record(record.low), record(record.high), key=lambda end: end.value)
     middle = record(record.low + FIRST * record.width)
@@ -245,38 +243,34 @@ else:
         raise AttributeError(f"module 'paintlib.solver' has no attribute {name!r}")
 
 
-def ends(bracket: Bracket) -> Bracket:
-    """Return the checked ends of a bracket."""
-    low, high = map(float, bracket)
-    if not (low < high and math.isfinite(high - low)):
-        raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
-    return low, high
+class Record:
+    """What is known about an objective so far; checks, counts and sorts its evaluations.
 
+    The searches over several coefficients keep theirs by it too: their alphas are tuples.
+    """
 
-def check_xtol(xtol: float, width: float) -> None:
-    """Refuse a tolerance that a bracket of this width cannot have."""
-    if not 1e-8 * width <= xtol < width:
-        raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {width}")
+    kind: Callable[..., Any] = Evaluation
 
-
-class _Record:
-    """What is known about the objective so far; checks, counts and sorts its evaluations."""
-
-    def __init__(self, objective: Objective, bracket: Bracket, known: Known) -> None:
-        self.objective, self.budget, (self.low, self.high) = objective, 0, ends(bracket)
-        self.width = self.high - self.low
+    def __init__(self, objective: Callable[[Any], Any], bracket: Bracket,
+                 known: Iterable[Any] = ()) -> None:  # fmt: skip
+        self.low, self.high = low, high = tuple(map(float, bracket))
+        self.objective, self.budget, self.width = objective, 0, high - low
+        if not (low < high and math.isfinite(self.width)):
+            raise ValueError(f"bracket is ({low}, {high}); give two finite ends, the lower first")
         noise = float(getattr(objective, "noise", 0.0))
         self.noise = noise if noise > 0 else 0.0  # NaN: unknown
-        self.samples: list[Evaluation] = []  # ascending in alpha
-        self.fresh: list[Evaluation] = []
-        for alpha, value, parts in sorted(k for k in known if self.low <= k.alpha <= self.high):
-            sample = self._add(float(alpha), parts or value)
+        self.samples: list[Any] = []  # ascending in alpha
+        self.fresh: list[Any] = []
+        inside = (k for k in known if low <= np.min(k.alpha) and np.max(k.alpha) <= high)
+        for alpha, value, parts in sorted(inside):
+            sample = self._add(position(alpha), parts or value)
             if not math.isclose(sample.value, value, rel_tol=1e-9, abs_tol=1e-12):
                 both = f"the value {value}, and by {sample.value} or the parts {parts}"
                 raise ValueError(f"alpha = {alpha} is known by {both}; pass this objective's")
 
     def limit(self, xtol: float, budget: int, *, at_least: int) -> None:
-        check_xtol(xtol, self.width)
+        if not 1e-8 * self.width <= xtol < self.width:
+            raise ValueError(f"xtol is {xtol}; give 1e-8 to 1 times the width, {self.width}")
         if budget < at_least:
             raise ValueError(f"max_evals is {budget}, but this search needs at least {at_least}")
         self.budget = budget
@@ -291,17 +285,18 @@ class _Record:
         for i in range(count + 1):
             self(float(start + i * (end - start) / count))
 
-    def __call__(self, alpha: float) -> Evaluation:
+    def __call__(self, alpha: Any) -> Any:
         if sample := self.find(alpha):
             return sample
         self.budget -= 1
+        alpha = position(alpha)
         self.fresh.append(self._add(alpha, self.objective(alpha)))
         return self.fresh[-1]
 
-    def find(self, alpha: float) -> Evaluation | None:
+    def find(self, alpha: Any) -> Any:
         return next((s for s in self.samples if abs(s.alpha - alpha) <= SAME * self.width), None)
 
-    def best(self) -> Evaluation:
+    def best(self) -> Any:
         """Return the lowest sample, the first of equals."""
         return min(self.samples, key=lambda sample: sample.value)
 
@@ -317,7 +312,7 @@ class _Record:
         inside = [sample for sample in self.samples if a <= sample.alpha <= b]
         left, right = max(itertools.pairwise(inside), key=lambda gap: gap[1].alpha - gap[0].alpha)
         share = GOLDEN if left.value <= right.value else 1 - GOLDEN
-        return left.alpha + share * (right.alpha - left.alpha)
+        return float(left.alpha + share * (right.alpha - left.alpha))
 
     def foreseen(self, near: float, noise: float = 0.0) -> bool:
         """Return whether a fit that has not seen the best point has its minimum there as well."""
@@ -331,7 +326,7 @@ class _Record:
         return there and abs(here - best.value) <= off
 
     def span(self) -> float:
-        values = [sample.value for sample in self.samples]
+        values: list[float] = [sample.value for sample in self.samples]
         return max(values) - min(values)
 
     def flat(self) -> bool:
@@ -354,16 +349,18 @@ class _Record:
         elif quasiconvexity_violation(values) > max(NOISE * self.span(), 4 * self.noise):
             status = Status.NOT_QUASICONVEX
         alpha, value = found or self.best()[:2]
-        trace = (*(sample for sample in self.samples if sample not in self.fresh), *self.fresh)
-        return Solution(alpha, value, self.bracket(), status, trace, len(self.fresh))
+        return Solution(alpha, value, self.bracket(), status, self.trace(), len(self.fresh))
 
-    def _add(self, alpha: float, result: float | Sequence[float]) -> Evaluation:
+    def trace(self) -> tuple[Any, ...]:
+        return (*(sample for sample in self.samples if sample not in self.fresh), *self.fresh)
+
+    def _add(self, alpha: Any, result: float | Sequence[float]) -> Any:
         parts = tuple(np.atleast_1d(np.asarray(result, float)).tolist())
         if not parts:
             raise ValueError(f"the objective has no part at alpha = {alpha}; return one per task")
         if not all(map(math.isfinite, parts)):
             raise ValueError(f"losses not finite at alpha = {alpha}: {parts}; narrow the bracket")
-        sample = self.find(alpha) or Evaluation(alpha, math.fsum(parts), parts)
+        sample = self.find(alpha) or self.kind(alpha, math.fsum(parts), parts)
         first = next(iter(self.samples), sample)
         if len(parts) != len(first.parts):
             there = f"{len(first.parts)} at alpha = {first.alpha}; return one loss for each task"

@@ -3,14 +3,14 @@
 import glob
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paintlib.files import replacing
-from paintlib.objective import Alpha, ImageScores, position, same_images
+from paintlib.objective import SAME_IMAGES, Alpha, ImageScores, position
 
 try:
     import fcntl
@@ -28,25 +28,27 @@ class Store:
 
     Each `put` reads the file again, adds to it, and replaces it, under a lock: a kill loses only
     the evaluation under way, two processes may write at once, and equal content gives equal bytes.
-    The file holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several patches,
-    `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`, for `numpy.load`;
-    where they are known, also `NAME.digest`, of the images in their order, and `NAME.eps`, the
-    precision if it is coarser than float32.
+    For `numpy.load` it holds `key`, a JSON string, and per task `NAME.alphas (k,)` or, of several
+    patches, `(k, patches)`, `NAME.losses (k, images)` and `NAME.correct (k, images)`; where known,
+    `NAME.digest`, of the images in their order, and `NAME.eps`, if coarser than float32.
 
     The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
-    exist, and what is put stays in memory. `key` says what was evaluated: digests of both ends
-    (`WeightPath.digests`) and of the data, the precision and so on; without, the file's is taken.
+    exist, and what is put stays in memory, as it does without a file. `key` says what was
+    evaluated: digests of both ends (`WeightPath.digests`) and of the data, the precision and so on;
+    without, the file's is taken.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
         FileNotFoundError: the file is missing, and not to be made.
     """
 
-    def __init__(self, file: Path | str, key: Mapping[str, str] | None = None, *,
+    def __init__(self, file: Path | str | None, key: Mapping[str, str] | None = None, *,
                  writable: bool = True) -> None:  # fmt: skip
-        self.file, self.key, self._writable = Path(file), dict(key or {}), writable
+        self.file, self.key = Path(file or "memory"), dict(key or {})
+        self._writable = writable and file is not None
         self._rows: dict[str, dict[Any, ImageScores]] = {}
-        self._read()
+        if file is not None:
+            self._read()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -60,6 +62,8 @@ class Store:
     def get(self, alpha: Alpha, task: str) -> ImageScores | None:
         """Return what is stored of `task` at `alpha`, or within 1e-9 of it; else None."""
         rows = self._rows.get(task, {})
+        if alpha in rows:
+            return rows[alpha]
         nearest = min(rows, key=lambda stored: _distance(stored, alpha), default=math.inf)
         return rows[nearest] if _distance(nearest, alpha) <= SAME else None
 
@@ -67,9 +71,8 @@ class Store:
         """Keep what the images of some tasks cost at `alpha`; what is there already stays."""
         if not np.isfinite(alpha).all():
             raise ValueError(f"alpha = {alpha} is not a finite number")
-        entries = [(task, position(alpha), row) for task, row in scores.items()]
         if not self._writable:
-            return self._add(entries)
+            return self._add(alpha, scores)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
             if fcntl is not None:
@@ -77,11 +80,12 @@ class Store:
                 for left in self.file.parent.glob(f".????????-{glob.escape(self.file.name)}"):
                     left.unlink()  # by a writer that was killed
             self._read()
-            self._add(entries)
+            self._add(alpha, scores)
             self._write()
 
-    def _add(self, entries: Iterable[tuple[str, Alpha, ImageScores]]) -> None:
-        for task, alpha, row in entries:
+    def _add(self, alpha: Alpha, scores: Mapping[str, ImageScores]) -> None:
+        alpha = position(alpha)
+        for task, row in scores.items():
             rows, correct = self._rows.get(task, {}), np.array(row.correct)
             correct = correct.astype("<f8" if correct.dtype.kind == "f" else bool)
             row = ImageScores(np.array(row.losses, "<f8"), correct, row.digest, row.eps)
@@ -93,7 +97,9 @@ class Store:
                 said = f"losses {row.losses.shape} and hits {correct.shape} at alpha = {alpha}"
                 raise ValueError(f"task {task!r} has {said}, but {images} images are {remedy}")
             known = max((old.digest for old in rows.values()), default="")
-            same_images(task, alpha, known, row.digest)
+            if known and row.digest and known != row.digest:
+                said = f"task {task!r} has other images at alpha = {alpha} than before"
+                raise ValueError(f"{said}, or the same in another order; {SAME_IMAGES}")
             self._rows[task] = {alpha: row, **rows}
 
     def _read(self) -> None:
@@ -108,7 +114,7 @@ class Store:
                     rows = zip(*(content[f"{task}.{name}"] for name in FIELDS), strict=True)
                     names = [n for n in ("digest", "eps") if f"{task}.{n}" in content]
                     more = {name: content[f"{task}.{name}"].item() for name in names}
-                    found += [(task, position(a), ImageScores(*row, **more)) for a, *row in rows]
+                    found += [(a, {task: ImageScores(*row, **more)}) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
         ours = self.key or key
@@ -117,13 +123,14 @@ class Store:
             remedy = "delete it, or give these another file"
             raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
         self.key = key
-        self._add(found)
+        for alpha, scores in found:
+            self._add(alpha, scores)
 
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}
         for task in self.tasks:
             own = self._rows[task]
-            rows = [(alpha, *own[alpha]) for alpha in self.alphas(task)]
+            rows = [(alpha, *own[alpha][:2]) for alpha in self.alphas(task)]
             # unknown and float32 are left out: a file of before stays as it was
             if digest := max(row.digest for row in own.values()):
                 arrays[f"{task}.digest"] = np.array(digest)
@@ -139,6 +146,6 @@ class Store:
 
 def _distance(first: Alpha, second: Alpha) -> float:
     if isinstance(first, float) and isinstance(second, float):
-        return abs(first - second)
+        return abs(first - second)  # at a twentieth of the time
     same = np.shape(first) == np.shape(second)
     return float(np.abs(np.subtract(first, second)).max()) if same else math.inf

@@ -23,7 +23,7 @@ def baseline(run: Run, *supported: str) -> None:
         test = images.score
         if run.choosing != "test":
             test = session.losses(visual, [task], "test")[task].score()
-        tensors = {name: torch.from_numpy(found) for name, found in images._asdict().items()}
+        tensors = {name: torch.from_numpy(getattr(images, name)) for name in ("losses", "correct")}
         tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
         score = json.dumps(test)
         weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)

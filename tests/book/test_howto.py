@@ -66,7 +66,8 @@ def test_function_gives_tasks_that_can_be_patched(small, tmp_path, title):
     except_ = ("old.*", "new.*") if heads else ()
     path = WeightPath(start, end, except_=except_, after=setup.after)
     store = Store(tmp_path / "s.npz")
-    told = choose(setup, path, check(setup, path, store, labels=not text), store, max_evals=30)
+    options = parser().parse_args(["patch", "a", "b", "--tasks", "c:d", "--max-evals", "30"])
+    told = choose(setup, path, check(setup, path, store, labels=not text), store, options)
     assert 0 <= told["alpha"] <= 1 and told["tasks"]["keep"]["patched"]["loss"] > 0
     assert ("averages of BatchNorm" in str(told["warnings"])) == ("timm" in title)
 

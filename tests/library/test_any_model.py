@@ -332,7 +332,7 @@ def test_a_digest_knows_examples_of_any_form_and_their_order():
 
 def test_stores_without_digests_are_read_added_to_and_written_as_before(tmp_path):
     images = TaskLoss(network(3), batches(4)).evaluate()
-    old = type(images)(*images)  # without a digest
+    old = type(images)(*images[:2])  # without a digest
     Store(tmp_path / "old.npz").put(0.5, {"a": old})
     before = (tmp_path / "old.npz").read_bytes()
     with np.load(tmp_path / "old.npz") as content:

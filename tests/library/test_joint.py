@@ -116,13 +116,13 @@ def test_budget_is_kept_and_arguments_are_checked():
     assert found.evaluations == 7 and found.status is Status.BUDGET
     assert coordinatewise(losses, 2, rounds=1).status is Status.BUDGET
     for options, message in (
-        ({"max_evals": 5}, "max_evals is 5, but the start alone takes 6"),
+        ({"max_evals": 5}, "max_evals is 5, but this search needs at least 6"),
         ({"bracket": (1.0, 0.0)}, "two finite ends, the lower first"),
         ({"xtol": 0.0}, "xtol is 0.0; give 1e-8 to 1 times the width"),
     ):
         with pytest.raises(ValueError, match=message):
             joint(losses, 2, **options)
-    with pytest.raises(ValueError, match=r"losses \(nan,\) at alpha = \(0.0, 0.0\)"):
+    with pytest.raises(ValueError, match=r"losses not finite at alpha = \(0.0, 0.0\): \(nan,\)"):
         joint(lambda a: math.nan, 2)
 
 

@@ -334,7 +334,6 @@ BAD = {
     "own error": ([], raising, r"KeyError: 'missing' \(test_patch\.py, line \d+"),
     "model": ([], wrong(model=nn.Linear(6, 4).eval()), r"tensors are on one side only"),
     "training": ([], wrong(model=network(3).train()), r"training mode"),
-    "classes": ([], wrong(classes={"keep": 5}), r"task 'keep' has 4 logits but 5 classes"),
     "batch": ([], no_batch, r"task 'keep' has no batch"),
     "normalisation": (["--normalisation", "max"], None, r"unknown normalisation 'max'"),
     "out": (["--out", "patched.pt"], None, r"patched\.pt is no \.safetensors file"),
@@ -378,8 +377,7 @@ def test_setup_refuses_what_cannot_be_one_patch():
     task = TaskLoss(network(3), [])
     for options, message in (
         ({"tasks": {}}, "there is no task"),
-        ({"tasks": {"a": task}, "classes": {"b": 3}}, "'b' is no task; the tasks are a"),
-        ({"tasks": {"a": task}, "held_out": {"b": task}}, "'b' is no task"),
+        ({"tasks": {"a": task}, "held_out": {"b": task}}, "'b' is no task; the tasks are a"),
         ({"tasks": {"a": task, "b": TaskLoss(network(3), [])}}, "several models"),
     ):
         with pytest.raises(ValueError, match=message):

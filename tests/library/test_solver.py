@@ -768,7 +768,7 @@ def test_widest_gap_is_cut_nearer_to_its_lower_side():
     assert flat.fresh[3].alpha == pytest.approx(0.5 * 0.381966, abs=1e-6)
     for edge, expected in ((0.8, 0.8 - 0.8 * 0.381966), (0.2, 0.2 + 0.8 * 0.381966)):
         samples = evaluations(lambda a, edge=edge: 1 + abs(a - edge), (0.0, edge, 1.0))
-        record = solver._Record(len, (0.0, 1.0), samples)
+        record = solver.Record(len, (0.0, 1.0), samples)
         assert record.widest_gap() == pytest.approx(expected, abs=1e-6)
 
 

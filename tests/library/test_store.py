@@ -64,7 +64,7 @@ def test_file_is_read_by_numpy_alone(tmp_path):
 
 
 def test_losses_with_the_digits_of_float32_take_its_room_and_lose_nothing(tmp_path):
-    losses, correct = scored(1)
+    losses, correct, *_ = scored(1)
     short = ImageScores(losses.astype("f4").astype("f8"), correct)
     store = Store(tmp_path / "s.npz")
     store.put(0.5, {"short": short, "long": scored(1)})
