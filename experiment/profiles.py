@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,12 @@ TRIOS = (("CIFAR10", "MNIST", "GTSRB"), ("STL10", "SVHN", "EuroSAT"))  # to keep
 MAP = tuple(i / 8 for i in range(9))  # of each coefficient, for the map of the loss
 EPOCHS = 76  # the most that PAINT's recipe takes, on DTD
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
+
+
+def refuse_unknown(said: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse names that are not among those `known`; `what` begins the message."""
+    if odd := sorted({*said} - {*known}):
+        raise ValueError(f"{what} {odd[0]!r}; choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,14 @@ class Profile:
         return self.supported + self.patching
 
     @property
-    def trios(self) -> list[tuple[str, str, str]]:
+    def trios(self) -> list[tuple[str, ...]]:
         """Return the tasks of each joint page: one to keep, two to patch; none without two.
 
         Nor on real data sets, where the two maps would cost half of what all curves do.
         """
-        if self.real:
-            return []
         few = [(self.supported[i % len(self.supported)], *self.patching[:2]) for i in range(2)]
         trios = [trio if {*trio} <= {*self.tasks} else few[i] for i, trio in enumerate(TRIOS)]
-        return [(trio[0], trio[1], trio[2]) for trio in trios if len(trio) == 3]
+        return [trio for trio in trios if len(trio) == 3 and not self.real]
 
     @property
     def real(self) -> bool:
@@ -105,7 +109,7 @@ class Profile:
         return isinstance(self.clip, str)
 
     def images(self, split: str) -> int | None:
-        """Return how many images a task's split may hold in this profile; None for all."""
+        """Return how many images a task's split may hold; None for all."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def label(self, task: str) -> str:
@@ -125,25 +129,23 @@ class Profile:
         return self._of(images, "sample", steps=steps, warmup_steps=steps // 10)
 
     def _of(self, images: int, field: str, **most: int) -> Profile:
-        if images < 0 or (images and not self.real):
-            raise ValueError(
-                f"{field} = {images}; it is a number of images a split, from 1, for the profile "
-                "paper"
-            )
         if not images:
             return self
+        if images < 0 or not self.real:
+            what = "it is a number of images a split, from 1, for the profile paper"
+            raise ValueError(f"{field} = {images}; {what}")
         few = {key: min(getattr(self.finetuning, key), n)
                for key, n in (most | {"batch_size": images}).items()}  # fmt: skip
         splits: dict[str, Any] = dict.fromkeys(("train", "validation", "test", field), images)
         return replace(self, finetuning=replace(self.finetuning, **few), **splits)
 
+    def check(self, tasks: Iterable[str]) -> None:
+        """Refuse a task that is not of this profile."""
+        refuse_unknown(tasks, self.tasks, f"the profile {self.name!r} has no task")
+
     def only(self, tasks: Sequence[str]) -> Profile:
         """Return this profile restricted to some of its tasks; their roles stay."""
-        if unknown := sorted(set(tasks) - set(self.tasks)):
-            raise ValueError(
-                f"the profile {self.name!r} has no task {unknown[0]!r}; "
-                f"choose from {', '.join(self.tasks)}"
-            )
+        self.check(tasks)
         supported = tuple(task for task in self.supported if task in tasks)
         patching = tuple(task for task in self.patching if task in tasks)
         if not (supported and patching):
@@ -155,20 +157,17 @@ class Profile:
 
 
 def _recipe(said: dict[str, Any]) -> Recipe:
-    pair: dict[str, Any] = {"betas": tuple(said["betas"])} if "betas" in said else {}
-    return Recipe(**{**said, **pair})
+    return Recipe(**said | {"betas": tuple(said.get("betas", Recipe.betas))})
 
 
 def _profile(name: str, said: dict[str, Any]) -> Profile:
-    said = dict(said)
-    clip = said.pop("clip")
+    clip, roles = said["clip"], {"supported": SUPPORTED, "patching": PATCHING}
     if not isinstance(clip, str):
-        clip = SmallClip(**{**clip, "recipe": _recipe(clip["recipe"])})
-    pixels = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
-    tasks = {"supported": SUPPORTED, "patching": PATCHING}
-    tasks |= {role: tuple(said.pop(role)) for role in tasks if role in said}
-    made = {"pixels": pixels, "finetuning": _recipe(said["finetuning"])}
-    return Profile(name=name, clip=clip, **{**said, **tasks, **made})
+        clip = SmallClip(**clip | {"recipe": _recipe(clip["recipe"])})
+    made = {"clip": clip, "finetuning": _recipe(said["finetuning"])}
+    made["pixels"] = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
+    made |= {role: tuple(said.get(role, usual)) for role, usual in roles.items()}
+    return Profile(name=name, **said | made)
 
 
 def _read(file: Path) -> dict[str, Profile]:
@@ -181,7 +180,6 @@ PROFILES = _read(Path(__file__).with_suffix(".toml"))
 
 
 def get(name: str) -> Profile:
-    """Return the profile called `name`, or list the names that there are."""
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    """Return the profile called `name`."""
+    refuse_unknown([name], PROFILES, "unknown profile")
     return PROFILES[name]

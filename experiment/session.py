@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,10 +17,12 @@ from torch import Tensor, nn
 from experiment import clip, pixels, results, weights
 from experiment.locks import hold
 from experiment.pixels import Batches
+from experiment.profiles import refuse_unknown
 from experiment.run import Run
 from experiment.tasks import SPLITS, Split
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
+from paintlib.store import Store
 
 
 class Session:
@@ -48,8 +52,7 @@ class Session:
     def split(self, task: str, split: str) -> Split:
         """Return the images and labels of a task."""
         run = self.run
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        refuse_unknown([split], SPLITS, "unknown split")
         if not run.profile.real:
             tensors, _ = weights.load(run.images(task))
             return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])
@@ -109,13 +112,15 @@ class Session:
         """Return what the evaluations along one path are of: both ends, and each task's images."""
         run = self.run
         ends = {"zero_shot": run.zero_shot, "fine_tuned": run.fine_tuned(patching)}
+        key = {name: weights.metadata(file)["digest"] for name, file in ends.items()}
+        key |= {} if run.choosing == "validation" else {"split": run.choosing}
         tasks = (*run.profile.supported, patching)
-        chosen = {} if run.choosing == "validation" else {"split": run.choosing}
-        return (
-            {name: weights.metadata(file)["digest"] for name, file in ends.items()}
-            | chosen
-            | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
-        )
+        return key | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
+
+    def store(self, kind: str, name: str, key: dict[str, str]) -> Store:
+        """Open a file of evaluations; those of other weights or images have another file."""
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        return Store(self.run.folder / kind / f"{name}-{digest}.npz", key)
 
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str,
                batch_size: int = 0) -> dict[str, TaskLoss]:  # fmt: skip

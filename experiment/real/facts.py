@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiment.profiles import refuse_unknown
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -33,6 +35,11 @@ class DataSet:
     hub_head: Mapping[str, list[str]] = field(default_factory=dict)  # of public fine-tuned weights
     how: str = "automatic, by torchvision"
 
+    def size_of(self, split: str) -> int:
+        """Return how many pictures a split has."""
+        return {"train": self.train - self.validation, "validation": self.validation,
+                "test": self.test}[split]  # fmt: skip
+
 
 def held_out(train: int) -> int:
     """Return how many of `train` pictures make the validation set: a tenth, 1 to 5,000."""
@@ -41,8 +48,7 @@ def held_out(train: int) -> int:
 
 def get(name: str) -> DataSet:
     """Return the data set called `name`, one of the 13."""
-    if name not in DATA_SETS:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATA_SETS)}")
+    refuse_unknown([name], DATA_SETS, "unknown data set")
     return DATA_SETS[name]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shutil
 from typing import Any
 
@@ -16,7 +14,6 @@ from experiment.session import Session
 from paintlib.files import replacing
 from paintlib.joint import JointSolution, WeightPatches, coordinatewise, joint, shared
 from paintlib.objective import PairObjective
-from paintlib.store import Store
 
 NORMALISATION = "zero_shot"
 
@@ -35,8 +32,7 @@ def join(run: Run, number: str) -> None:
         list(session.losses(visual, tasks, split).values()) for split in ("validation", "test")
     )
     classes = [len(session.head(task)) for task in tasks]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    store = Store(run.folder / "joint" / f"{number}-{digest}.npz", key)
+    store = session.store("joint", number, key)
     objective = PairObjective(patches, validation, classes, NORMALISATION, names=tasks, store=store)
     for point in bar([*itertools.product(MAP, MAP)], f"map of {' and '.join(tasks[1:])}"):
         objective.images(point)

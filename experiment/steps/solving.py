@@ -1,13 +1,12 @@
-"""Evaluate one path, solve its pairs, and write everything their pages show."""
+"""Evaluate the start of all paths, then one path; solve its pairs for their pages."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,25 @@ MIDDLE = 0.5  # of the path, where the noise is measured
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
 
 
+def baseline(run: Run, *supported: str) -> None:
+    """Write the losses of supported tasks at the zero-shot weights, and their gradients.
+
+    All paths begin there: only the direction differs by path.
+    """
+    session = Session(run)
+    visual, parent = session.tower(), weights.metadata(run.zero_shot)["digest"]
+    for task in bar(supported, "baselines"):
+        chosen = session.losses(visual, [task], run.choosing)[task]
+        images, gradient = chosen.evaluate(), chosen.gradient()
+        test = images.score
+        if run.choosing != "test":
+            test = session.losses(visual, [task], "test")[task].score()
+        tensors = {name: torch.from_numpy(found) for name, found in images._asdict().items()}
+        tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
+        score = json.dumps(test)
+        weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)
+
+
 def solve(run: Run, patching: str) -> None:
     """Write the pairs of one patching task, their evaluations, and the predictions on pictures.
 
@@ -45,7 +63,7 @@ def solve(run: Run, patching: str) -> None:
     session = Session(run)
     tasks = (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)
-    store = _open_store(session, patching)
+    store = session.store("evaluations", patching, session.key(patching))
     tests, gradients = _take_baselines(run, path, store)
     chosen = session.losses(visual, tasks, run.choosing)
     for alpha in bar(ALPHAS, f"curves to {patching}"):
@@ -63,8 +81,8 @@ def solve(run: Run, patching: str) -> None:
                 tests[alpha, task] = held_out[task].score()
         return [tests[alpha, task] for task in pair]
 
-    for pair, classes, losses in _pairs(session, chosen, patching):
-        objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
+    for objective, classes in _objectives(session, path, chosen, store, [NORMALISATION]):
+        pair = objective.names
         if not run.profile.limit:
             refuse_noise(objective, math.hypot(*(noise[task] for task in pair)))
         record = solve_pair(objective, classes, path.length, gradients[pair[0]])
@@ -78,6 +96,32 @@ def solve(run: Run, patching: str) -> None:
         whose = _by_role(pair) | {"labels": _by_role([run.profile.label(task) for task in pair])}
         results.write_pair(run.pair(*pair), {"schema": 2, **whose, "run": run.choices, **record})
     _publish(store, run.evaluations(patching))
+
+
+def complete(run: Run, patching: str) -> None:
+    """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
+    session = Session(run)
+    visual, path = session.tower(empty=True), session.path(patching)
+    store = session.store("evaluations", patching, session.key(patching))
+    tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
+    for objective, _ in _objectives(session, path, tasks, store, NORMALISATIONS):
+        search(objective)
+    _publish(store, run.folder / "complete" / f"{patching}.npz")
+
+
+def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLoss], store: Store,
+                kinds: Iterable[str]) -> Iterator[tuple[PairObjective, list[int]]]:  # fmt: skip
+    """Go through the pairs of a path to the last of the tasks, with their numbers of classes."""
+    *supported, patching = losses
+    for pair in bar([(task, patching) for task in supported], f"pairs of {patching}"):
+        classes, own = [len(session.head(task)) for task in pair], [losses[task] for task in pair]
+        for kind in kinds:
+            yield PairObjective(path, own, classes, kind, names=pair, store=store), classes
+
+
+def _publish(store: Store, target: Path) -> None:
+    with replacing(target) as part:
+        shutil.copyfile(store.file, part)
 
 
 def search(objective: PairObjective) -> dict[str, solver.Solution]:
@@ -170,8 +214,8 @@ def solve_pair(
     paid["grid"] = len(grid.trace) - 2  # the ends, which all methods share
     paid["quintic"] += paid["grid"]
     errors = {name: sampling.standard_error(objective, found) for name, found in answers.items()}
-    against = {name: (answers[name].alpha, grid.alpha) for name in ("quintic", "log_quintic")}
-    differences = {name: sampling.difference(objective, *two) for name, two in against.items()}
+    differences = {name: sampling.difference(objective, answers[name].alpha, grid.alpha)
+                   for name in ("quintic", "log_quintic")}  # fmt: skip
     curves = [[objective.images(alpha)[i] for alpha in ALPHAS] for i in (0, 1)]
     images = [np.stack([row.losses for row in curve]) for curve in curves]
     spread = sampling.bootstrap(ALPHAS, images, classes, objective.normalisation, draws=DRAWS)
@@ -195,15 +239,10 @@ def solve_pair(
             for name, found in answers.items()
         },
         "sampling": {
-            **{
-                name: {"difference": found[0], "stderr": found[1]}
-                for name, found in differences.items()
-                if found is not None  # never: all images were evaluated here
-            },
-            "stderr": {
-                name: error and [x if math.isfinite(x) else None for x in error]
-                for name, error in errors.items()
-            },
+            **{name: dict(zip(("difference", "stderr"), found or (), strict=True))
+               for name, found in differences.items()},
+            "stderr": {name: error and [x if math.isfinite(x) else None for x in error]
+                       for name, error in errors.items()},
             "bootstrap": {**spread._asdict(), "draws": DRAWS},
         },
         "metrics": {
@@ -218,30 +257,6 @@ def solve_pair(
     }  # fmt: skip
 
 
-def complete(run: Run, patching: str) -> None:
-    """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
-    session = Session(run)
-    visual, path = session.tower(empty=True), session.path(patching)
-    store = _open_store(session, patching)
-    tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
-    for pair, classes, losses in _pairs(session, tasks, patching):
-        for kind in NORMALISATIONS:
-            objective = PairObjective(path, losses, classes, kind, names=pair, store=store)
-            grid = solver.grid(objective, step=0.05)
-            solver.quintic(objective, known=grid.trace)
-            ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
-            solver.log_quintic(objective, known=ends, xtol=xtol)
-    _publish(store, run.folder / "complete" / f"{patching}.npz")
-
-
-def _pairs(
-    session: Session, tasks: Mapping[str, TaskLoss], patching: str
-) -> Iterator[tuple[tuple[str, str], list[int], list[TaskLoss]]]:
-    for supported in bar(session.run.profile.supported, f"pairs of {patching}"):
-        pair = (supported, patching)
-        yield pair, [len(session.head(task)) for task in pair], [tasks[task] for task in pair]
-
-
 def _by_role(both: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(("supported", "patching"), both, strict=True))
 
@@ -250,9 +265,10 @@ def _points(answers: Mapping[str, float], score: Callable[[float], Sequence[Scor
 ) -> dict[str, Any]:  # fmt: skip
     at = {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}
     return {
-        name: {"alpha": alpha, **_by_role([_plain(found) for found in score(alpha)])}
+        name: {"alpha": alpha, **_by_role([{"loss": s.loss, "accuracy": s.accuracy}
+                                           for s in score(alpha)])}
         for name, alpha in at.items()
-    }
+    }  # fmt: skip
 
 
 def _mean(found: Sequence[Any]) -> Any:
@@ -260,22 +276,6 @@ def _mean(found: Sequence[Any]) -> Any:
     if isinstance(found[0], Mapping):
         return {key: _mean([one[key] for one in found]) for key in found[0]}
     return math.fsum(found) / len(found)
-
-
-def _plain(score: Score) -> dict[str, float]:
-    return {"loss": score.loss, "accuracy": score.accuracy}
-
-
-def _open_store(session: Session, patching: str) -> Store:
-    """Open the store of one path; evaluations of other weights or images have another file."""
-    key = session.key(patching)
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    return Store(session.run.folder / "evaluations" / f"{patching}-{digest}.npz", key)
-
-
-def _publish(store: Store, target: Path) -> None:
-    with replacing(target) as part:
-        shutil.copyfile(store.file, part)
 
 
 def _take_baselines(

@@ -269,7 +269,7 @@ def test_variants_make_runs_of_their_own(run, data, tmp_path):
     assert other.name == "paper-limit6-cifar100-spaces-gtsrb-tracks"
     assert other.unusual == {"variants": "cifar100-spaces,gtsrb-tracks"}  # as its pages say
     assert len(report.how(other.unusual)) == 2 and tuple(report.VARIANTS) == VARIANTS
-    with pytest.raises(ValueError, match="no 'tracks'; choose from cifar100-spaces"):
+    with pytest.raises(ValueError, match="no 'tracks'; choose one of cifar100-spaces"):
         Run.of("paper", variants="tracks")
     usual, other = (
         dataclasses.replace(run, root=tmp_path, variants=variants)
@@ -336,7 +336,7 @@ def test_options_that_do_not_fit_the_profile_are_refused():
         ({"profile": "micro", "limit": 4}, "limit = 4; .* for the profile paper"),
         ({"profile": "paper", "limit": -1}, "limit = -1"),
         ({"profile": "micro", "finetuned": "hub"}, "fine-tunes its own weights"),
-        ({"profile": "paper", "tasks": "CIFAR10,Cats"}, "no task 'Cats'; choose from ImageNet"),
+        ({"profile": "paper", "tasks": "CIFAR10,Cats"}, "no task 'Cats'; choose one of ImageNet"),
         ({"profile": "paper", "tasks": "CIFAR10"}, "CIFAR10 makes no pair; choose at least one"),
     ):
         with pytest.raises(ValueError, match=message):
