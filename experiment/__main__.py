@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
                         "validation, halves or test")  # fmt: skip
     parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
     parser.add_argument("--variants", default="", help="paper: gtsrb-tracks, cifar100-spaces")
-    parser.add_argument("--data", type=Path, help="the folder of the real data sets")
+    parser.add_argument("--data", type=lambda path: Path(path).expanduser(),
+                        help="the folder of the real data sets")  # fmt: skip
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")
     parser.add_argument("--weights", help="of `zero_shot`: openai, random or a file")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -13,8 +13,25 @@ from experiment.profiles import Profile, get, refuse_unknown
 from experiment.real import facts
 from experiment.tasks import SPLITS, SplitName
 
-CHOOSE_ON = ("validation", "halves", "test")
-VARIANTS = ("cifar100-spaces", "gtsrb-tracks")  # other readings of the data sets
+CHOSEN_ON = {  # the images that alpha is chosen on, and what pages say of them
+    "validation": "",
+    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged; "
+    "what pages call validation images are all test images",
+    "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
+    "numbers are optimistic; what pages call validation images are these",
+}
+VARIANTS = {  # other readings of the data sets
+    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
+    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
+}
+
+
+def how(choices: Mapping[str, Any]) -> list[str]:
+    """Say what sets a run apart from one on all images that chooses on validation images."""
+    sample = choices.get("sample")
+    said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
+    said += [text for name, text in VARIANTS.items() if name in choices.get("variants", "")]
+    return said + [CHOSEN_ON[choices["choose_on"]]] * ("choose_on" in choices)
 
 
 def _each(kind: str, suffix: str) -> Callable[[Run, str], Path]:
@@ -42,7 +59,7 @@ class Run:
     seed: int  # of the initial weights and the batches
     root: Path = Path()  # the folder of the project
     finetuned: str = "own"  # whose fine-tuned weights: own, hub (public ones), or a folder of them
-    choose_on: str = ""  # the images that alpha is chosen on: one of CHOOSE_ON, or the default
+    choose_on: str = ""  # the images that alpha is chosen on: one of CHOSEN_ON, or the default
     variants: str = ""  # of VARIANTS, "A,B" in their order
     accept: tuple[str, ...] = ()  # tasks whose deviations are known and accepted
 
@@ -67,7 +84,7 @@ class Run:
                 f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
                 "public ones exist for the profile paper"
             )
-        refuse_unknown({choose_on} - {""}, CHOOSE_ON, "choose_on =")
+        refuse_unknown({choose_on} - {""}, CHOSEN_ON, "choose_on =")
         if choose_on == "validation" and finetuned == "hub":
             raise ValueError(
                 "the public fine-tuned weights were trained on the validation images too, so alpha "

@@ -1,6 +1,5 @@
-"""Public CLIP weights, brought into the form that paintlib interpolates.
+"""Public CLIP weights as the state dict of open_clip's image tower, in fp32.
 
-That form is the state dict of open_clip's image tower, `model.visual.state_dict()`, in fp32.
 A file of weights does not say which activation it was trained with: OpenAI's CLIP, and all that
 was fine-tuned from it, needs an architecture whose name ends in "-quickgelu".
 """
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiment.profiles import PATCHING
+from experiment.profiles import PATCHING, refuse_unknown
 from paintlib.checkpoints import read
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ HUB = {
 }
 """Repositories of the Hugging Face Hub with a ViT-B/32 fine-tuned on each patching task."""
 
-_TASKS = ", ".join(sorted(HUB))
 _FORMATS = (
     "understood are state dicts of transformers' CLIPVisionModel, CLIPVisionModelWithProjection "
     "and CLIPModel, and of open_clip's CLIP or its image tower, as .safetensors or .pt; load the "
@@ -85,9 +83,9 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
 def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read an image tower that transformers, open_clip or PAINT's code has saved.
 
-    Text tower, logit scale and integer buffers are left out. transformers' CLIPVisionModel has
-    no projection: that of `reference`, the zero-shot tower, is taken, which fine-tuning that class
-    leaves unchanged. The result is like `reference` in all but its values, and shares no memory.
+    transformers' CLIPVisionModel has no projection: that of `reference`, the zero-shot tower, is
+    taken, which fine-tuning that class leaves unchanged. The result is like `reference` in all but
+    its values, and shares no memory.
     """
     state = read(path)
     if not any(name.endswith("embeddings.class_embedding") for name in state):
@@ -109,8 +107,7 @@ def hub_checkpoint(task: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    if task not in HUB:
-        raise ValueError(f"no fine-tuned checkpoint of {task!r} is known; valid: {_TASKS}")
+    refuse_unknown([task], HUB, "no fine-tuned checkpoint is known of")
     remedy = (
         "the same command resumes once there is a network, or pass FINETUNED=FOLDER with "
         f"{task}.safetensors and the other tasks' files in it"
@@ -127,7 +124,7 @@ def local_checkpoint(folder: Path, task: str) -> Path:
     found = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:20]) or "nothing"
     raise ValueError(
         f"{folder} holds neither {task}.safetensors nor {task}.pt but {found}; "
-        f"it should hold either for each of {_TASKS}"
+        f"it should hold either for each of {', '.join(HUB)}"
     )
 
 
@@ -142,9 +139,8 @@ def _downloaded(download: Callable[[], str], what: str, remedy: str) -> Path:
         raise RuntimeError(f"cannot download {what} ({_first_line(error)}); {remedy}") from error
 
 
-def _below(
-    anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
-) -> tuple[str, dict[str, Tensor]]:
+def _below(anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
+) -> tuple[str, dict[str, Tensor]]:  # fmt: skip
     """Return the prefix of `anchor`, which an image tower has once, and what has this prefix."""
     found = [
         name.removesuffix(anchor)

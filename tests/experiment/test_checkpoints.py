@@ -466,7 +466,7 @@ def test_hub_checkpoints_cover_the_patching_tasks(monkeypatch, tmp_path):
     assert paths == {tmp_path / "model.safetensors"}
     assert len(set(asked)) == 9
     assert ("tanganke/clip-vit-base-patch32_stanford-cars", "model.safetensors") in asked
-    with pytest.raises(ValueError, match="'CIFAR10' is known; valid: Cars, DTD, EuroSAT, F"):
+    with pytest.raises(ValueError, match="known of 'CIFAR10'; choose one of Cars, DTD, E"):
         checkpoints.hub_checkpoint("CIFAR10")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     match = r"patch32_dtd \(LocalEntryNotFoundError: no connection\); .*FINETUNED=FOLDER with DTD"

@@ -20,12 +20,12 @@ from PIL import Image
 from project import copy_project, git, make
 from safetensors.torch import save_file
 
-from experiment import clip, gallery, pixels, replay, report, results, session, training, weights
+from experiment import clip, gallery, pixels, replay, results, session, training, weights
 from experiment.__main__ import find as step
 from experiment.__main__ import main
 from experiment.profiles import PATCHING, PROFILES, SUPPORTED
 from experiment.real import checkpoints, datasets
-from experiment.run import VARIANTS, Run
+from experiment.run import VARIANTS, Run, how
 from experiment.session import Session
 
 TINY = {
@@ -268,7 +268,7 @@ def test_variants_make_runs_of_their_own(run, data, tmp_path):
     other = Run.of("paper", limit=6, variants="gtsrb-tracks, cifar100-spaces")
     assert other.name == "paper-limit6-cifar100-spaces-gtsrb-tracks"
     assert other.unusual == {"variants": "cifar100-spaces,gtsrb-tracks"}  # as its pages say
-    assert len(report.how(other.unusual)) == 2 and tuple(report.VARIANTS) == VARIANTS
+    assert len(how(other.unusual)) == 2 == len(VARIANTS)
     with pytest.raises(ValueError, match="no 'tracks'; choose one of cifar100-spaces"):
         Run.of("paper", variants="tracks")
     usual, other = (

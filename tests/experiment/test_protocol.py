@@ -15,7 +15,7 @@ from test_steps import go, tiny_profile
 from experiment import clip, cost, pages, pixels, replay, report, results, training
 from experiment.__main__ import find as step
 from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
-from experiment.run import Run
+from experiment.run import Run, how
 from experiment.session import Session
 from experiment.steps import describing, real, solving
 from paintlib.store import Store
@@ -125,7 +125,7 @@ def test_alpha_chosen_on_test_images_is_reported_there_and_marked(tiny, tmp_path
 def test_usual_runs_have_no_new_fields(tiny):
     record = json.loads(tiny.pair("CIFAR10", "MNIST").read_text())
     assert list(record["run"]) == ["profile", "seed", "limit", "weights", "finetuned"]
-    assert "halves" not in record and report.how(record["run"]) == []
+    assert "halves" not in record and how(record["run"]) == []
 
 
 def test_public_weights_are_never_chosen_on_images_they_have_seen():
