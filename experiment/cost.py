@@ -1,7 +1,4 @@
-"""What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes.
-
-Rates that `benchmarks/throughput.py` measures turn counts into hours.
-"""
+"""What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes."""
 
 import math
 import time

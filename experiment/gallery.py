@@ -1,7 +1,4 @@
-"""Test images that the pages show, and what the model takes them for along a path.
-
-They are chosen by position alone, before any model sees them. Only writing them needs torch.
-"""
+"""Test images that pages show, chosen by position alone, and what the model takes them for."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ def positions(images: int) -> list[int]:
 
 
 def write_pictures(session: Session) -> None:
-    """Write `pictures/` of a run's results: a strip of shown images a task, and `tasks.json`.
+    """Write a strip of shown images a task, and `tasks.json`.
 
     A twin has a second strip, its first test image of each class; the file then tells its design.
     """

@@ -68,9 +68,8 @@ class SmallClip:
 class Profile:
     """One size of the experiment.
 
-    `clip` is a model to pre-train, or the name of an architecture of open_clip, whose weights are
-    public and whose tasks are the real data sets. `train`, `validation` and `test` are images per
-    task, None for all; alpha is chosen on validation images, results are reported on test images.
+    `clip` is a model to pre-train, or the name of an architecture of open_clip with public weights,
+    whose tasks are the real data sets. `train`, `validation` and `test` are images per task.
     """
 
     name: str
@@ -121,10 +120,7 @@ class Profile:
         return self._of(images, "limit", steps=images, warmup_steps=1)
 
     def sampled(self, images: int) -> Profile:
-        """Return this profile on a class-balanced sample of so many images a split.
-
-        No training image is seen more often than in PAINT's longest fine-tuning.
-        """
+        """Return this profile on a balanced sample, each image seen no more often than by PAINT."""
         steps = EPOCHS * images // min(self.finetuning.batch_size, images or 1)
         return self._of(images, "sample", steps=steps, warmup_steps=steps // 10)
 

@@ -212,10 +212,9 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
 
 def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str], label: str
 ) -> HTML:  # fmt: skip
-    """Return one text per pair as a matrix: supported tasks down, patching tasks across.
+    """Return a text per pair, linked to its page, as a matrix: supported down, patching across.
 
-    Each links to its pair's page. Its value makes its colour: white at 0, towards blue above and
-    orange below. `label` says what it is to those who do not see the table.
+    The value makes the colour: white at 0, blue above, orange below. `label` is for screen readers.
     """
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
     largest, cells = max(map(abs, values)) or 1.0, {}

@@ -67,10 +67,7 @@ class Run:
     def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
            sample: int = 0, tasks: str = "", finetuned: str = "own", choose_on: str = "",
            variants: str = "", accept: str = "") -> Run:  # fmt: skip
-        """Return the run of a profile's name: a dry run with `limit`, a sample with `sample`.
-
-        `tasks` are some of the profile's, "A,B", and so are those to `accept`.
-        """
+        """Return the run of a profile's name; `tasks`, `variants` and `accept` are lists, "A,B"."""
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
         if limit and sample:

@@ -148,10 +148,7 @@ def use_threads(count: int, device: torch.device) -> None:
 
 
 def free_device() -> tuple[torch.device, IO[str] | None]:
-    """Return a GPU that no other step of this user uses here, and the lock that holds it.
-
-    The first one is shared if all are taken; without any it is the CPU.
-    """
+    """Return a GPU that no other step of this user has, else a shared one or the CPU; its lock."""
     for index in range(torch.cuda.device_count()):
         identity = torch.cuda.get_device_properties(index).uuid
         file = Path(tempfile.gettempdir()) / f"paintlib-{os.getuid()}-{identity}.lock"

@@ -1,8 +1,7 @@
 """Pre-training a small CLIP and fine-tuning its image tower, killed and resumed at any step.
 
-Both are generators of the steps that remain, so that the caller shows the progress. At the end the
-model is in evaluation mode. With a `checkpoint` file, a later call with the same arguments goes on
-from it; one that another run left, and a loss that is not finite, are a ValueError.
+Both are generators of the steps that remain; at the end the model is in evaluation mode. They go on
+from a `checkpoint` file; one of another run, and a loss that is not finite, are a ValueError.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def pretrain(model: CLIP, images: Tensor, tokens: Tensor, captions: Tensor, stan
 ) -> Iterator[Step]:  # fmt: skip
     """Train both towers of `model` in place by open_clip's contrastive loss.
 
-    `captions` names the caption of each image by its row in `tokens`, which are encoded once per
-    batch. Weights of one dimension are not decayed.
+    `captions` names the caption of each image by its row in `tokens`.
     """
     import open_clip
 
@@ -58,12 +56,9 @@ def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split
              at_once: int | None = None) -> Iterator[Step]:  # fmt: skip
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
 
-    `at_once` images of a batch go through the tower together, all by default: fewer take less
-    memory, and change the gradient by rounding only.
-
-    Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
-    they are. `identity` says what else decides the result (images, head, precision), so that a
-    checkpoint left by other ones is refused.
+    `at_once` images of a batch go through the tower together: fewer take less memory, and change
+    the gradient by rounding only. Squashed pictures (those with `sizes`) are augmented by a random
+    crop. A checkpoint with another `identity` (of images, head, precision) is refused.
     """
     device = next(visual.parameters()).device
 
@@ -80,10 +75,7 @@ def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split
 
 
 def batch(count: int, size: int, step: int, seed: int) -> Tensor:
-    """Return the rows of `step`'s batch: a fresh permutation each epoch, the remainder dropped.
-
-    It depends on its arguments alone, so that a resumed run sees the same batches.
-    """
+    """Return the rows of `step`'s batch, by its arguments alone: a fresh permutation each epoch."""
     if count < size:
         raise ValueError(f"a batch of {size} cannot be drawn from {count} images")
     epoch, position = divmod(step, count // size)

@@ -44,8 +44,7 @@ _RENAMED = (  # transformers to open_clip
 def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -> CLIP:
     """Build a CLIP of open_clip in fp32 and eval mode, with both towers.
 
-    `weights` are a tag of open_clip, downloaded once to its cache; the path of a state dict of the
-    whole CLIP, .safetensors or .pt; or "random", drawn from torch's generator.
+    `weights` are a tag of open_clip, the path of a state dict of the whole CLIP, or "random".
     """
     import open_clip  # takes seconds to import
 
@@ -101,10 +100,7 @@ def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str,
 
 
 def hub_checkpoint(task: str) -> Path:
-    """Return the fine-tuned checkpoint of a patching task, downloaded once to the Hub's cache.
-
-    A machine without network reads that cache at once where `HF_HUB_OFFLINE=1` is set.
-    """
+    """Return the fine-tuned checkpoint of a patching task, downloaded once to the Hub's cache."""
     from huggingface_hub import hf_hub_download
 
     refuse_unknown([task], HUB, "no fine-tuned checkpoint is known of")

@@ -1,7 +1,4 @@
-"""What is known of the 13 real data sets before their files are looked at, from `facts.toml`.
-
-Needs no torch, so that what the profile `paper` costs can be counted without it.
-"""
+"""What is known of the 13 real data sets before their files are looked at, from `facts.toml`."""
 
 import tomllib
 from collections.abc import Mapping

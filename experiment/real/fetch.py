@@ -1,8 +1,4 @@
-"""What is on disk of the real data sets, and fetching what can be fetched.
-
-A download is put together in the hidden folder `.NAME.part` beside its place and renamed when it is
-whole, so a stopped one never looks like a data set.
-"""
+"""What is on disk of the real data sets, and fetching what can be fetched."""
 
 import os
 import shutil

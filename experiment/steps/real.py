@@ -30,10 +30,7 @@ _TOWER = 4 * 87_849_216  # bytes of its image tower
 
 
 def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
-    """Decode the splits of a data set in the folder `data` into the cache; write where they are.
-
-    With `data` = hub the pictures are drawn from its mirror first.
-    """
+    """Decode a data set of a folder, or of its mirror (`hub`), into the cache; write its places."""
     described = datasets.task(task, "cifar100-spaces" in run.variants)
     caches = _caches(run, task, data)
     for split, cache in caches.items():

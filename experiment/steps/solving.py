@@ -37,10 +37,7 @@ Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
 
 
 def baseline(run: Run, *supported: str) -> None:
-    """Write the losses of supported tasks at the zero-shot weights, and their gradients.
-
-    All paths begin there: only the direction differs by path.
-    """
+    """Write losses and gradients of supported tasks at the zero-shot weights, where paths begin."""
     session = Session(run)
     visual, parent = session.tower(), weights.metadata(run.zero_shot)["digest"]
     for task in bar(supported, "baselines"):
@@ -168,8 +165,8 @@ def measure_noise(session: Session, visual: nn.Module, path: WeightPath, patchin
                   store: Store) -> dict[str, float]:  # fmt: skip
     """Write what rounding changes in each task's loss, as a share of the zero-shot loss.
 
-    The middle of the path is scored again in other batches. What an image's loss changes by is the
-    noise of one loss; that of their mean is never taken below the change of the mean itself.
+    The middle of the path is scored again in other batches. The noise is that of the mean of the
+    images' changes, never below the change of the mean itself.
     """
     path.set_(visual, MIDDLE)
     noise = {}
