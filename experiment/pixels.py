@@ -112,8 +112,8 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
     def write(self, workers: int = 0) -> Iterator[int]:
         """Decode the pictures, by `workers` processes or this one; yield how many are stored.
 
-        A killed run goes on, a second process waits for the first. A broken picture or a disk without
-        the room is a ValueError.
+        A killed run goes on, a second process waits for the first. ValueError: a picture is broken
+        or the disk has not the room.
         """
         part = self.folder / f"{self.key}.part"
         while not (lock := hold(self.folder / f"{self.key}.lock")):

@@ -31,7 +31,8 @@ def how(choices: Mapping[str, Any]) -> list[str]:
     sample = choices.get("sample")
     said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
     said += [text for name, text in VARIANTS.items() if name in choices.get("variants", "")]
-    return said + [CHOSEN_ON[choices["choose_on"]]] * ("choose_on" in choices)
+    chosen = choices.get("choose_on")
+    return [*said, CHOSEN_ON[chosen]] if chosen else said
 
 
 def _each(kind: str, suffix: str) -> Callable[[Run, str], Path]:
