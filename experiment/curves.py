@@ -1,7 +1,5 @@
 """Curves that somebody else measured: a file of them becomes a page as a pair of the book has."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import html
@@ -10,19 +8,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
 from markdown_it import MarkdownIt
 
 from experiment import report, results
 from experiment.profiles import refuse_unknown
+from experiment.run import Run
 from paintlib import solver
 from paintlib.fits import POINTS
 from paintlib.solver import Evaluation, Solution
-
-if TYPE_CHECKING:
-    from experiment.run import Run
 
 COLUMNS = ("alpha", *(f"{role}_{kind}" for kind in ("loss", "accuracy") for role in report.ROLES))
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -1,7 +1,5 @@
 """Notebooks become pages: run by papermill, checked, made byte-stable, moved into place."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile

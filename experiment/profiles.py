@@ -1,13 +1,11 @@
 """What differs between the profiles: the model, the tasks, how long to train."""
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
 PATCHING = (
@@ -115,16 +113,16 @@ class Profile:
         """Return how a task is written on pages: a twin carries a µ."""
         return task if self.real else f"µ{task}"
 
-    def limited(self, images: int) -> Profile:
+    def limited(self, images: int) -> Self:
         """Return the dry run of this profile: few images a split, one template, few steps."""
         return self._of(images, "limit", steps=images, warmup_steps=1)
 
-    def sampled(self, images: int) -> Profile:
+    def sampled(self, images: int) -> Self:
         """Return this profile on a balanced sample, each image seen no more often than by PAINT."""
         steps = EPOCHS * images // min(self.finetuning.batch_size, images or 1)
         return self._of(images, "sample", steps=steps, warmup_steps=steps // 10)
 
-    def _of(self, images: int, field: str, **most: int) -> Profile:
+    def _of(self, images: int, field: str, **most: int) -> Self:
         if not images:
             return self
         if images < 0 or not self.real:
@@ -139,7 +137,7 @@ class Profile:
         """Refuse a task that is not of this profile."""
         refuse_unknown(tasks, self.tasks, f"the profile {self.name!r} has no task")
 
-    def only(self, tasks: Sequence[str]) -> Profile:
+    def only(self, tasks: Sequence[str]) -> Self:
         """Return this profile restricted to some of its tasks; their roles stay."""
         self.check(tasks)
         supported = tuple(task for task in self.supported if task in tasks)

@@ -1,7 +1,5 @@
 """Progress bars: short lines at a calm pace, since they end up in the log of a parallel run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A pair's objective on the evaluations that a run has stored, for its page."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

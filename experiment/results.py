@@ -1,7 +1,5 @@
 """What a run leaves behind: one JSON file per pair, its schema, and one file of provenance."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -1,12 +1,10 @@
 """One run of a profile: what was chosen, and where each of its files is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Self
 
 from experiment import weights
 from experiment.profiles import Profile, get, refuse_unknown
@@ -35,10 +33,10 @@ def how(choices: Mapping[str, Any]) -> list[str]:
     return [*said, CHOSEN_ON[chosen]] if chosen else said
 
 
-def _each(kind: str, suffix: str) -> Callable[[Run, str], Path]:
+def _each(kind: str, suffix: str) -> Callable[["Run", str], Path]:
     """Return the method that gives a file of each task; {} is the name of the run."""
 
-    def file(run: Run, task: str) -> Path:
+    def file(run: "Run", task: str) -> Path:
         run.profile.check([task])
         return run.folder / kind.format(run.name) / f"{task}.{suffix}"
 
@@ -67,7 +65,7 @@ class Run:
     @classmethod
     def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
            sample: int = 0, tasks: str = "", finetuned: str = "own", choose_on: str = "",
-           variants: str = "", accept: str = "") -> Run:  # fmt: skip
+           variants: str = "", accept: str = "") -> Self:  # fmt: skip
         """Return the run of a profile's name; `tasks`, `variants` and `accept` are lists, "A,B"."""
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")

@@ -1,13 +1,10 @@
 """What a step computes with: a device of its own, the image tower, and tasks turned into data."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -29,19 +26,12 @@ class Session:
     """One process that computes with the model of a run, on a fixed number of threads."""
 
     def __init__(self, run: Run, threads: int = 1) -> None:
-        self.run = run
+        self.run, real = run, run.profile.real
+        # a GPU of its own; twins stay on the CPU, to the bit
+        self.device, self._lock = free_device() if real else (torch.device("cpu"), None)
         # two threads of one process take half the memory of two processes, and hardly more time
-        wide = run.profile.real and self.device.type == "cpu"
+        wide = real and self.device.type == "cpu"
         use_threads(max(threads, 2) if wide else threads, self.device)
-
-    @cached_property
-    def _claim(self) -> tuple[torch.device, IO[str] | None]:
-        return free_device() if self.run.profile.real else (torch.device("cpu"), None)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is computed: a GPU of its own; twins stay on the CPU, to the bit."""
-        return self._claim[0]
 
     @property
     def batch_size(self) -> int:

@@ -1,7 +1,5 @@
 """The files that a step or a page is made by, found by their imports; the Snakefile asks here."""
 
-from __future__ import annotations
-
 import functools
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ None of it chooses an alpha of the results; the pages compare with it. The refer
 on thousands of test images drawn for it, other seeds on the test images that they have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -55,8 +55,8 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         raise ValueError(f"{name!r} is no architecture {what}")
     if weights == "random":
         return open_clip.CLIP(**config).eval()
-    path, tag = Path(weights), open_clip.get_pretrained_cfg(name, weights)
-    if tag:
+    path = Path(weights)
+    if tag := tag_of(name, weights):
         trained = bool(tag.get("quick_gelu"))
         if trained != bool(config.get("quick_gelu")):
             kind = "QuickGELU" if trained else "GELU"
@@ -70,13 +70,21 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         )
         what = f"the weights {weights!r} of {name}"
         path = _downloaded(lambda: open_clip.download_pretrained(tag), what, remedy)
-    elif not path.is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise ValueError(f"weights {weights!r} are no file, and no tag of {name}: {tags}")
     _, state = _below("visual.conv1.weight", read(path), path, _WHOLE)
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(_conform(state, model.state_dict(), path, f"is it {name}? {_WHOLE}"))
     return model
+
+
+def tag_of(name: str, weights: str) -> Any:
+    """Return what open_clip knows of a tag of weights, {} for a file; refuse what is neither."""
+    import open_clip
+
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if not tag and not Path(weights).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise ValueError(f"WEIGHTS={weights} is no file, and none of the tags of {name}: {tags}")
+    return tag
 
 
 def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,18 +118,6 @@ def hub_checkpoint(task: str) -> Path:
     )
     what = f"model.safetensors of {HUB[task]}"
     return _downloaded(lambda: hf_hub_download(HUB[task], "model.safetensors"), what, remedy)
-
-
-def local_checkpoint(folder: Path, task: str) -> Path:
-    """Return the checkpoint of `task` in `folder`: TASK.safetensors, or else TASK.pt."""
-    for path in (folder / f"{task}.safetensors", folder / f"{task}.pt"):
-        if path.is_file():
-            return path
-    found = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:20]) or "nothing"
-    raise ValueError(
-        f"{folder} holds neither {task}.safetensors nor {task}.pt but {found}; "
-        f"it should hold either for each of {', '.join(HUB)}"
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -4,8 +4,6 @@
 folder `hub/NAME`: pictures as the mirror encodes them, and `drawn.json` with repository and commit.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Describe a run: what its pages need beyond the pairs, and where it comes from."""
 
-from __future__ import annotations
-
 import csv
 import importlib.metadata
 import platform
@@ -23,18 +21,14 @@ def describe(run: Run) -> None:
     from experiment.session import Session  # imports torch, which `provenance` does without
 
     gallery.write_pictures(Session(run))
-    profile = run.profile
-    tasks: dict[str, Any] = {}
+    profile, tasks = run.profile, {}
     for task in profile.tasks:
         images: dict[str, Any] = {split: profile.images(split) for split in SPLITS}
         if profile.real:
             decoded = results.read_json(run.images(task))["splits"]
             images = {split: decoded[split]["images"] for split in decoded}
-        tasks[task] = {
-            "label": profile.label(task),
-            "classes": len(weights.load(run.head(task))[0]["head"]),
-            "images": images,
-        }
+        classes = len(weights.load(run.head(task))[0]["head"])
+        tasks[task] = {"label": profile.label(task), "classes": classes, "images": images}
     content = {
         **run.choices,
         "supported": profile.supported,
@@ -62,16 +56,10 @@ def provenance(run: Run) -> None:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    noise = {task: run.noise(task) for task in run.profile.patching}
-    measured = {task: max(results.read_json(file).values())
-                for task, file in noise.items() if file.exists()}  # fmt: skip
-    content = {
-        "commit": _commit(),
-        "device": device,
-        "versions": versions,
-        "seconds": seconds,
-        **({"noise": measured} if measured else {}),
-    }
+    content = {"commit": _commit(), "device": device, "versions": versions, "seconds": seconds}
+    measured = [task for task in run.profile.patching if run.noise(task).exists()]
+    noise = {task: max(results.read_json(run.noise(task)).values()) for task in measured}
+    content |= {"noise": noise} if noise else {}
     results.write_json(run.results / "provenance.json", content)
 
 
@@ -85,13 +73,9 @@ def processor() -> str:
 
 def _commit() -> str:
     """Return the short hash of the code's commit, with "+" if the code differs from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"]
     try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        return head + ("+" if _git("status", "--porcelain") else "")
+        said = subprocess.run(command, check=True, capture_output=True, cwd=results.ROOT, text=True)
+        return said.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(results.ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

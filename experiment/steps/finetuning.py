@@ -1,7 +1,5 @@
 """Fine-tune the image tower, or take public weights."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +21,11 @@ def finetune(run: Run, patching: str) -> None:
 
         if run.source == "hub":
             file = checkpoints.hub_checkpoint(patching)
+        elif given := run.given(patching):
+            file = Path(given[0])
         else:
-            file = checkpoints.local_checkpoint(Path(run.finetuned), patching)
+            what = f"holds neither {patching}.safetensors nor {patching}.pt"
+            raise ValueError(f"{run.finetuned} {what}; add one, or give FINETUNED=own")
         tower = checkpoints.import_image_tower(file, visual.state_dict())
         weights.save(target, tower, task=patching, parent=parent, imported=file.name)
         return

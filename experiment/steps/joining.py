@@ -1,7 +1,5 @@
 """Search the coefficients of two patches at once, and evaluate the map of the loss over both."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from typing import Any

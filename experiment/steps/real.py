@@ -1,7 +1,5 @@
 """The steps of real data sets alone: decode them, take CLIP's weights, make heads, verify them."""
 
-from __future__ import annotations
-
 import csv
 import math
 import shutil
@@ -53,12 +51,8 @@ def check(run: Run, data: Path = DATA, weights: str = "") -> None:
     depends. One that was taken away since it was decoded is not missed. All that are missing or
     not whole are named in a ValueError; so are weights that are missing, and a disk without room.
     """
-    if weights not in ("", "openai", "random") and not Path(weights).is_file():
-        import open_clip
-
-        tags = open_clip.list_pretrained_tags_by_model(run.profile.clip)
-        if weights not in tags:
-            raise ValueError(f"WEIGHTS={weights} is no file, and none of {', '.join(tags)}")
+    if weights not in ("", "openai", "random"):
+        checkpoints.tag_of(str(run.profile.clip), weights)
     tasks, drawn = run.profile.tasks, data == hub.ROOT
     there = () if drawn else tasks
     wanted = [task for task in tasks if not run.images(task).exists()]

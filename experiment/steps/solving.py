@@ -1,7 +1,5 @@
 """Evaluate the start of all paths, then one path; solve its pairs for their pages."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

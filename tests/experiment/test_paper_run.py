@@ -154,7 +154,7 @@ def test_given_checkpoints_replace_finetuning(run, data, tmp_path, monkeypatch):
     assert metadata["imported"] == "MNIST.safetensors" and metadata["task"] == "MNIST"
     assert torch.equal(stored["proj"], tower["proj"] + 0.01)
     assert Session(given).path("MNIST").length > 0
-    with pytest.raises(ValueError, match="SVHN"):
+    with pytest.raises(ValueError, match="holds neither SVHN.safetensors nor SVHN.pt; add one"):
         step("finetune")(given, "SVHN")
     hub = dataclasses.replace(given, finetuned="hub")
     shutil.copytree(given.folder, hub.folder)
@@ -313,7 +313,10 @@ def test_missing_weights_are_all_named(run, tmp_path):
 def test_weights_that_do_not_exist_are_refused_first(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--profile", "paper", "--weights", "/nofile"]) == 1
-    assert "WEIGHTS=/nofile is no file, and none of openai, " in capsys.readouterr().err
+    assert (
+        "WEIGHTS=/nofile is no file, and none of the tags of ViT-B-32-quickg"
+        in capsys.readouterr().err
+    )
     for known in ("openai", "laion400m_e32", str(tmp_path / "w.pt")):  # goes on to the data sets
         (tmp_path / "w.pt").touch()
         assert main(["check", "--profile", "paper", "--weights", known]) == 1
