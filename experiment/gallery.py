@@ -43,7 +43,8 @@ def write_pictures(session: Session) -> None:
     from experiment.twins import micro
 
     run, folder = session.run, session.run.results / "pictures"
-    content: dict[str, Any] = {"tasks": {}}
+    design = {name: getattr(micro, name) for name in DESIGN} | {**run.profile.design}
+    content: dict[str, Any] = {"tasks": {}, **({} if run.profile.real else {"design": design})}
     for task in run.profile.tasks:
         images, labels, *_ = session.split(task, "test")
         where, strip, more = positions(len(labels)), f"{task}.png", {}
@@ -55,8 +56,6 @@ def write_pictures(session: Session) -> None:
             first = [labels.tolist().index(label) for label in range(len(names))]
             strips = {strip: images[where], f"{task}-classes.png": images[first]}
             more = {"first": first, "templates": micro.TASKS[task].templates}
-            content["design"] = {name: getattr(micro, name) for name in DESIGN}
-            content["design"] |= run.profile.design
         for file, shown in strips.items():
             pixels = np.concatenate([*shown.permute(0, 2, 3, 1).numpy()], axis=1)  # side by side
             with replacing(folder / file) as part:
