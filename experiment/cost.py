@@ -34,7 +34,6 @@ class Work(NamedTuple):
     training: int = 0  # pictures through the image tower, forward and backward
 
     def flops(self, per: Flops) -> int:
-        """Return the floating-point operations of the step."""
         return self.prompts * per.text + self.forward * per.image + self.training * per.training
 
     def hours(self, per: Flops, rates: Mapping[str, float]) -> float:

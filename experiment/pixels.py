@@ -101,12 +101,10 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def bytes(self) -> int:
-        """Return the size of the stored pixels."""
         return len(self) * 3 * self.size**2
 
     @property
     def ready(self) -> bool:
-        """Say whether the pictures are decoded already."""
         return (self.folder / self.key).is_dir()
 
     def write(self, workers: int = 0) -> Iterator[int]:

@@ -27,7 +27,7 @@ def refuse_unknown(said: Iterable[str], known: Iterable[str], what: str) -> None
 class Recipe:
     """How to train: AdamW, linear warm-up, cosine decay to zero, clipped gradients."""
 
-    steps: int
+    steps: int  # counted from 0
     batch_size: int
     learning_rate: float
     warmup_steps: int
@@ -37,7 +37,6 @@ class Recipe:
     checkpoint_every: int = 100
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of `step`, which counts from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
@@ -87,7 +86,6 @@ class Profile:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Return the names of all tasks, supported ones first."""
         return self.supported + self.patching
 
     @property
@@ -102,16 +100,13 @@ class Profile:
 
     @property
     def real(self) -> bool:
-        """Say whether the tasks are the real data sets, and not their micro twins."""
-        return isinstance(self.clip, str)
+        return isinstance(self.clip, str)  # the tasks are no twins
 
     def images(self, split: str) -> int | None:
-        """Return how many images a task's split may hold; None for all."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def label(self, task: str) -> str:
-        """Return how a task is written on pages: a twin carries a µ."""
-        return task if self.real else f"µ{task}"
+        return task if self.real else f"µ{task}"  # as on pages
 
     def limited(self, images: int) -> Self:
         """Return the dry run of this profile: few images a split, one template, few steps."""
@@ -134,7 +129,6 @@ class Profile:
         return replace(self, finetuning=replace(self.finetuning, **few), **splits)
 
     def check(self, tasks: Iterable[str]) -> None:
-        """Refuse a task that is not of this profile."""
         refuse_unknown(tasks, self.tasks, f"the profile {self.name!r} has no task")
 
     def only(self, tasks: Sequence[str]) -> Self:

@@ -97,7 +97,6 @@ class Run:
 
     @property
     def choosing(self) -> str:
-        """Return the split of the images that alpha is chosen on."""
         return "validation" if self.chosen_on == "validation" else "test"
 
     def splits(self, task: str) -> dict[SplitName, int]:
@@ -107,7 +106,6 @@ class Run:
         return {split: self.size(task, split) for split in SPLITS if read[split]}
 
     def size(self, task: str, split: str) -> int:
-        """Return how many pictures a split of a real data set has in the run."""
         whole = facts.get(task).size_of(split)
         return min(self.profile.images(split) or whole, whole)
 

@@ -40,7 +40,6 @@ class Session:
         return min(most, 32) if self.run.profile.real and self.device.type == "cpu" else most
 
     def split(self, task: str, split: str) -> Split:
-        """Return the images and labels of a task."""
         run = self.run
         refuse_unknown([split], SPLITS, "unknown split")
         if not run.profile.real:

@@ -39,7 +39,6 @@ class Task:
             raise ValueError(f"{self.name}: class names repeat, so the head would hold equal rows")
 
     def prompts(self, classname: str) -> tuple[str, ...]:
-        """Return `classname` in every template."""
         return tuple(template.format(classname) for template in self.templates)
 
 

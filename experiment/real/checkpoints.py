@@ -97,8 +97,8 @@ def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str,
     state = read(path)
     if not any(name.endswith("embeddings.class_embedding") for name in state):
         return _conform(_below("conv1.weight", state, path, _FORMATS)[1], reference, path, _FORMATS)
-    prefix, tower = _below("embeddings.class_embedding", state, path, _FORMATS)
-    tower = _renamed(tower)
+    prefix, theirs = _below("embeddings.class_embedding", state, path, _FORMATS)
+    tower = _renamed(theirs)
     projection = state.get(f"{prefix.removesuffix('vision_model.')}visual_projection.weight")
     if projection is not None:
         tower["proj"] = projection.t()
@@ -179,10 +179,8 @@ def _conform(
         raise ValueError(
             f"{path} does not fit the {len(want)} tensors expected: {'; '.join(counts)}; {remedy}"
         )
-    result = {
-        name: tensors[name].detach().to(like.dtype, copy=True).contiguous()
-        for name, like in reference.items()
-    }
+    result = {name: tensors[name].detach().to(like.dtype, copy=True).contiguous()
+              for name, like in reference.items()}  # fmt: skip
     # extremes pass NaN on, and cost a tenth of a test of every number
     broken = [n for n, t in result.items() if not torch.stack(t.aminmax()).isfinite().all()]
     if broken:

@@ -33,7 +33,6 @@ class DataSet:
     how: str = "automatic, by torchvision"
 
     def size_of(self, split: str) -> int:
-        """Return how many pictures a split has."""
         return {"train": self.train - self.validation, "validation": self.validation,
                 "test": self.test}[split]  # fmt: skip
 
