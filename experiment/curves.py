@@ -70,7 +70,9 @@ def read(file: Path | str, supported: str = "", patching: str = "",
         if file.suffix.lower() == ".json":
             record = results.read_pair(file)
             labels, kind = record["labels"], record["normalisation"]
-            curves = check(_rows_of_record(record))
+            curves = record["curves"]  # the schema has checked the rest
+            if min(min(curves[role]["loss"]) for role in report.ROLES) <= 0:
+                raise ValueError(f"a loss is 0, and the curve is one of logarithms; {REMEDY}")
         else:
             curves = check(_rows_of_text(file.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
@@ -175,15 +177,6 @@ def _rows_of_text(text: str) -> Iterator[Row]:
                 raise ValueError(f"{where}: {name} is '{cell}'; give a plain number with a decimal "
                                  "point, such as 0.05")  # fmt: skip
         yield where, {name: float(cell) for name, cell in row.items()}
-
-
-def _rows_of_record(pair: report.Pair) -> Iterator[Row]:
-    told = pair["curves"]
-    for number, alpha in enumerate(told["alphas"]):
-        row = {f"{role}_{kind}": told[role][kind][number]
-               for role in report.ROLES for kind in ("loss", "accuracy")}  # fmt: skip
-        row |= {f"{role}_classes": told[role]["classes"] for role in report.ROLES}
-        yield f"sample {number + 1}", {"alpha": alpha, **row}
 
 
 def stand_alone(notebook: nbformat.NotebookNode) -> str:
