@@ -36,9 +36,8 @@ def empty_image_tower(architecture: str) -> nn.Module:
     return visual.to_empty(device="cpu").eval()
 
 
-def text_model(
-    architecture: str, weights: Mapping[str, Tensor], texts: list[str]
-) -> tuple[CLIP, Callable[[list[str]], Tensor]]:
+def text_model(architecture: str, weights: Mapping[str, Tensor], texts: list[str]
+) -> tuple[CLIP, Callable[[list[str]], Tensor]]:  # fmt: skip
     """Return a CLIP that encodes `texts` at their own length, and its tokenizer.
 
     Attention looks back only, so the padding up to 77 tokens changes nothing: a context as long as
@@ -47,15 +46,14 @@ def text_model(
     import open_clip
 
     config = open_clip.get_model_config(architecture)
-    tokens = open_clip.get_tokenizer(architecture)(sorted(set(texts)))
-    context = int((tokens != 0).sum(1).max())
+    context = int((open_clip.get_tokenizer(architecture)(texts) != 0).sum(1).max())
     config["text_cfg"]["context_length"] = context
     config["vision_cfg"] = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
     clip = open_clip.CLIP(**config).eval()
     clip.visual = nn.Identity()
-    short = {**weights, "positional_embedding": weights["positional_embedding"][:context]}
+    positions = weights["positional_embedding"][:context]
     try:
-        clip.load_state_dict(short)
+        clip.load_state_dict({**weights, "positional_embedding": positions})
     except RuntimeError as error:
         raise ValueError(f"the text tower is not of {architecture}: {error}") from error
     return clip, open_clip.get_tokenizer(architecture, context_length=context)

@@ -41,14 +41,12 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     for old in (report, report.with_suffix(".ipynb")):
         old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        draft, done = Path(folder, "draft.ipynb"), Path(folder, "done.ipynb")
-        nbformat.write(notebook, draft)
-        refuse_unknown(given, papermill.inspect_notebook(draft), f"{source} has no parameter")
-        problem = None
+        done, problem = Path(folder, "done.ipynb"), None
+        refuse_unknown(given, papermill.inspect_notebook(notebook), f"{source} has no parameter")
         try:
             # kernels that start at once race for free TCP ports, so each has its own sockets
             own = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
-            papermill.execute_notebook(draft, done, given, cwd=target.parent, progress_bar=False,
+            papermill.execute_notebook(notebook, done, given, cwd=target.parent, progress_bar=False,
                                        config=own, shutdown_kernel="immediate")  # fmt: skip
         except PapermillExecutionError as error:
             problem = str(error)

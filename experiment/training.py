@@ -110,19 +110,18 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: R
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         start = int(metadata["step"])
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    device = next(model.parameters()).device
     model.train()
     for step in range(start, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
         # on short sequences plain attention is the faster one on a CPU
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
             optimiser.zero_grad()
-            parts = []  # whose sum is the loss
+            loss = torch.zeros((), device=device)
             for part in loss_of(step):
                 part.backward()
-                parts.append(part.detach())
-            loss = torch.stack(parts).sum()
+                loss += part.detach()
         torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
         optimiser.step()
         if pretraining:
