@@ -27,7 +27,7 @@ def refuse_unknown(said: Iterable[str], known: Iterable[str], what: str) -> None
 class Recipe:
     """How to train: AdamW, linear warm-up, cosine decay to zero, clipped gradients."""
 
-    steps: int  # counted from 0
+    steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int
@@ -37,6 +37,7 @@ class Recipe:
     checkpoint_every: int = 100
 
     def rate(self, step: int) -> float:
+        """Return the learning rate of `step`, which counts from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)

@@ -35,8 +35,8 @@ def finetune(run: Run, patching: str) -> None:
     if run.profile.limit or run.profile.sample:  # a data set may be smaller
         recipe = replace(recipe, batch_size=min(recipe.batch_size, len(split.labels)))
     # bfloat16 needs no scaling of the loss; a device that is no faster with it trains in float32
-    gpu = session.device.type == "cuda"
-    fast = torch.cuda.get_device_capability(session.device) >= (8, 0) if gpu else has_amx()
+    gpu, amx = session.device.type == "cuda", torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.get_device_capability(session.device) >= (8, 0) if gpu else amx
     precision = torch.bfloat16 if fast and run.profile.real else None
     head = session.head(patching)
     images = session.identity(patching, "train")
@@ -49,8 +49,3 @@ def finetune(run: Run, patching: str) -> None:
     weights.save(target, visual.state_dict(), task=patching, step=recipe.steps, seed=run.seed,
                  recipe=recipe, precision=precision or torch.float32, parent=parent)  # fmt: skip
     checkpoint.unlink(missing_ok=True)
-
-
-def has_amx() -> bool:
-    """Say whether this processor multiplies bfloat16 matrices in tiles, far faster than float32."""
-    return bool(torch.cpu._is_amx_tile_supported())
