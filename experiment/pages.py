@@ -73,13 +73,13 @@ def pair(run: Run, patching: str) -> None:
         page(run, "notebooks/pair.md", target, parameters=given, title=title)
 
 
-def assemble(run: Run, prose: Path = Path("book")) -> None:
+def assemble(run: Run) -> None:
     """Copy the prose of the book beside the executed pages of a run, and say whose book it is.
 
     The figure of the claims becomes `headline.svg` of the run's results, and the figure of a cell
     with the tag `picture-NAME` the file of that name, which the prose shows.
     """
-    target = run.book
+    prose, target = Path("book"), run.book
     [headline, *_] = _drawn(target / "results/claims.ipynb").values()
     pictures = {"headline": headline} | _drawn(target / "results/pictures.ipynb")
     for picture, svg in pictures.items():

@@ -436,7 +436,10 @@ def _listed(name: str, root: Path, part: str) -> _Read:
     for file in lists[:-1] if part == "train" else lists[-1:]:
         # railway_station_001.jpg lies in railway_station, the others' lines have the folder
         end = "_" if name == "RESISC45" else "/"
-        pairs = [(line, line.rpartition(end)[0]) for line in lines(file)]
+        with _reading(file):
+            text = os.fsdecode(file.read_bytes())  # names of files, whatever the locale
+        lines = filter(None, map(str.strip, text.splitlines()))
+        pairs = [(line, line.rpartition(end)[0]) for line in lines]
         if name == "SUN397":  # "/a/apartment_building/outdoor" is an "apartment building outdoor"
             pairs = [(line, word[3:].replace("/", "_")) for line, word in pairs]
         if odd := [line for line, word in pairs if word not in label]:
@@ -446,13 +449,6 @@ def _listed(name: str, root: Path, part: str) -> _Read:
             above = {"DTD": "images/", "RESISC45": f"{word}/", "SUN397": ""}[name]
             samples.append((above + line.removeprefix("/"), label[word]))
     return _files(home, samples)
-
-
-def lines(file: Path) -> list[str]:
-    """Return the lines of a text file, stripped, without those that are empty."""
-    with _reading(file):
-        text = os.fsdecode(file.read_bytes())  # names of files, whatever the locale
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 _READERS: dict[str, Callable[[str, Path, str], _Read]] = {
