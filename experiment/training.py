@@ -4,14 +4,13 @@ Both are generators of the steps that remain; at the end the model is in evaluat
 from a `checkpoint` file; one of another run, and a loss that is not finite, are a ValueError.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,22 +22,16 @@ from experiment.profiles import Recipe, Standard
 from experiment.progress import bar
 from experiment.tasks import Split
 
-if TYPE_CHECKING:
-    from open_clip import CLIP
-
-
 Step: TypeAlias = tuple[int, Tensor]  # its number, from 1, and the loss, still on the device
 
 
-def pretrain(model: CLIP, images: Tensor, tokens: Tensor, captions: Tensor, standard: Standard,
-             recipe: Recipe, *, seed: int, checkpoint: Path | None = None
+def pretrain(model: open_clip.CLIP, images: Tensor, tokens: Tensor, captions: Tensor,
+             standard: Standard, recipe: Recipe, *, seed: int, checkpoint: Path | None = None
 ) -> Iterator[Step]:  # fmt: skip
     """Train both towers of `model` in place by open_clip's contrastive loss.
 
     `captions` names the caption of each image by its row in `tokens`.
     """
-    import open_clip
-
     contrastive = open_clip.ClipLoss()
 
     def loss(step: int) -> Iterator[Tensor]:

@@ -4,21 +4,17 @@ A file of weights does not say which activation it was trained with: OpenAI's CL
 was fine-tuned from it, needs an architecture whose name ends in "-quickgelu".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor
 
 from experiment.profiles import PATCHING, refuse_unknown
 from paintlib.checkpoints import read
-
-if TYPE_CHECKING:
-    from open_clip import CLIP
 
 _SLUGS = {"Cars": "stanford-cars", "FashionMNIST": "fashion_mnist"}
 HUB = {
@@ -41,13 +37,11 @@ _RENAMED = (  # transformers to open_clip
 )  # fmt: skip
 
 
-def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -> CLIP:
+def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -> open_clip.CLIP:
     """Build a CLIP of open_clip in fp32 and eval mode, with both towers.
 
     `weights` are a tag of open_clip, the path of a state dict of the whole CLIP, or "random".
     """
-    import open_clip  # takes seconds to import
-
     config = open_clip.get_model_config(name) or {"_model_name": name}
     own = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
     if not config.keys() <= own or "_model_name" in str(config):
@@ -78,8 +72,6 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
 
 def tag_of(name: str, weights: str) -> Any:
     """Return what open_clip knows of a tag of weights, {} for a file; refuse what is neither."""
-    import open_clip
-
     tag = open_clip.get_pretrained_cfg(name, weights)
     if not tag and not Path(weights).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
