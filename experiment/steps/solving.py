@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiment import gallery, results, weights
+from experiment import clip, gallery, results, weights
+from experiment.pixels import to_device
 from experiment.profiles import ALPHAS
 from experiment.progress import bar
 from experiment.run import Run
@@ -29,6 +30,7 @@ from paintlib.store import Store
 
 NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
 DRAWS = 500  # of the bootstrap
+RANKS = 3  # likeliest classes told of a shown picture
 MIDDLE = 0.5  # of the path, where the noise is measured
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
@@ -66,7 +68,7 @@ def solve(run: Run, patching: str) -> None:
             path.set_(visual, alpha)
             store.put(alpha, {task: chosen[task].evaluate() for task in missing})
     noise = measure_noise(session, visual, path, patching, store)
-    gallery.write_predictions(session, visual, path, patching)
+    write_predictions(session, visual, path, patching)
     held_out = session.losses(visual, tasks, "test")
 
     def tested(alpha: float, pair: Sequence[str]) -> list[Score]:
@@ -117,6 +119,27 @@ def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLos
 def _publish(store: Store, target: Path) -> None:
     with replacing(target) as part:
         shutil.copyfile(store.file, part)
+
+
+def write_predictions(session: Session, visual: nn.Module, path: WeightPath, patching: str) -> None:
+    """Write the likeliest classes of the shown images along a path, whose weights `visual` gets."""
+    run, asked, content = session.run, {}, {}
+    rows: list[list[Any]] = []  # of alphas, then tasks
+    for task in (*run.profile.supported, patching):
+        split = session.split(task, "test")
+        images = to_device(split.images[gallery.positions(len(split.labels))], session.device)
+        asked[task] = images, clip.classifier(visual, session.head(task), run.profile.pixels)
+    with torch.inference_mode():
+        for alpha in ALPHAS:
+            path.set_(visual, alpha)
+            rows.append([logits(x).double().softmax(1).topk(RANKS) for x, logits in asked.values()])
+    for task, tops in zip(asked, zip(*rows, strict=True), strict=True):
+        # (images, ranks, alphas): one line of the file follows one rank of one image along the path
+        likely, classes = (torch.stack(column, -1).cpu() for column in zip(*tops, strict=True))
+        rounded = likely.numpy().round(4).tolist()
+        content[task] = {"classes": classes.tolist(), "probabilities": rounded}
+    record = {"patching": patching, "alphas": ALPHAS, "tasks": content}
+    results.write_json(run.predictions(patching), record, flat=True)
 
 
 def search(objective: PairObjective) -> dict[str, solver.Solution]:
