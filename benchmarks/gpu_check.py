@@ -42,7 +42,7 @@ CUDA_ONLY = {  # file and function, and the check that reaches them
     "experiment/session.py": "free_device, use_threads: the lock; losses",
     "experiment/pixels.py": "to_device, pinned and without waiting: losses, resumed",
     "experiment/steps/finetuning.py": "bfloat16 where the GPU has it: the paper's steps",
-    "experiment/steps/real.py": "the batch that the estimate times: the paper's steps",
+    "experiment/cost.py": "the batch that the estimate times: the paper's steps",
     "paintlib/_template.py": "the example of `paintlib init`: not reached, a user's own file",
     "experiment/steps/describing.py": "the name of the GPU: the paper's steps",
     "benchmarks/machine.py": "waiting for the GPU: all rates",

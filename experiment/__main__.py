@@ -16,7 +16,7 @@ COMMANDS = {
     "caption": ("twins.drawing", "draw the captioned images"),
     "pretrain": ("twins.small_clip", "pre-train CLIP"),
     "check": ("steps.real", "look for all data sets and weights before anything starts"),
-    "estimate": ("steps.real", "print what a run on real data sets takes, by a batch timed now"),
+    "estimate": ("cost", "print what a run on real data sets takes, by a batch timed now"),
     "decode": ("steps.real", "TASK: decode a real data set into the cache"),
     "zero_shot": ("steps.real", "write the weights of a public CLIP"),
     "head": ("steps.real", "TASK: write a zero-shot head"),

@@ -1,5 +1,7 @@
 """What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes."""
 
+import math
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,3 +98,48 @@ def steps(run: Run = PAPER, *, fresh: float, answers: float) -> dict[str, Work]:
         "baseline": Work(1, forward=chosen + apart * test, training=chosen),
         "solve": Work(len(patching), forward=round(solving)),
     }
+
+
+def estimate(run: Run) -> None:
+    """Print what is to be computed and stored, and the hours by a batch that is timed now."""
+    profile = run.profile
+    pairs = [run.pair(s, p) for s in profile.supported for p in profile.patching]
+    if profile.limit or all(file.exists() for file in pairs):
+        return
+    # on average of the pairs of the profile micro
+    work = steps(run, fresh=3.6, answers=3.0)
+    per, rate = clip_flops(), images_per_second()
+    rates = {"forward": rate, "training": rate * per.image / per.training, "decode": math.inf}
+    hours = sum(step.hours(per, rates) for step in work.values())
+    forward, training = (sum(getattr(w, f) for w in work.values()) for f in ("forward", "training"))
+    pictures = sum(cached_pictures(run).values())
+    towers = per.parameters + len(profile.patching) * per.image_parameters
+    stored = pictures * CACHE_BYTES + 4 * towers
+    what = f"a sample of {profile.sample} images a split" if profile.sample else "all images"
+    print(
+        f"paintlib: {run.name}, {what}: {forward:,} forward passes of an image, {training:,} "
+        f"forward and backward; about {hours:,.1f} hours one job after the other at the "
+        f"{rate:.1f} images per second measured now, less with more CORES or GPUs; "
+        f"{stored / 1e9:.1f} GB of decoded images and weights",
+        flush=True,
+    )
+
+
+def images_per_second() -> float:
+    """Time a batch of the image tower, with random weights, as one step of a run scores it."""
+    import torch
+
+    from experiment.clip import empty_image_tower
+    from experiment.session import use_threads
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_threads(2, device)
+    tower = empty_image_tower(MODEL).to(device)
+    images = torch.randn(32 if device.type == "cpu" else 128, 3, 224, 224, device=device)
+    with torch.inference_mode():
+        for weight in tower.parameters():
+            weight.normal_(0, 0.02)
+        float(tower(images).sum())  # the first one also sets up
+        start = time.perf_counter()
+        float(tower(images).sum())
+    return len(images) / (time.perf_counter() - start)

@@ -3,17 +3,16 @@
 import csv
 import math
 import shutil
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from experiment import clip, cost, pixels, results
+from experiment import clip, pixels, results
 from experiment.progress import bar
 from experiment.real import checkpoints, datasets, facts, hub
 from experiment.run import Run
-from experiment.session import Session, use_threads
+from experiment.session import Session
 from experiment.tasks import Split, Task
 from experiment.weights import load, save
 
@@ -116,7 +115,7 @@ def _check_room(run: Run, data: Path) -> None:
     images, weights = 0.0, (len(lacking) + 5) * _TOWER
     for task in run.profile.tasks:
         own = run.splits(task).items()
-        images += sum(cost.CACHE_BYTES * n for split, n in own if (task, split, n) not in decoded)
+        images += sum(3 * _SIDE**2 * n for split, n in own if (task, split, n) not in decoded)
         if data == hub.ROOT and not run.profile.images("test"):  # whole sets are downloaded
             images += 1e9 * float(facts.get(task).size.split()[0])
     disks: dict[int, tuple[Path, float]] = {}
@@ -131,46 +130,6 @@ def _check_room(run: Run, data: Path) -> None:
                 f"{free / 1e9:.1f} GB free: IMAGES=n takes a sample, and {run.cache} may be a link "
                 "to a folder on another disk"
             )
-
-
-def estimate(run: Run) -> None:
-    """Print what is to be computed and stored, and the hours by a batch that is timed now."""
-    profile = run.profile
-    pairs = [run.pair(s, p) for s in profile.supported for p in profile.patching]
-    if profile.limit or all(file.exists() for file in pairs):
-        return
-    # on average of the pairs of the profile micro
-    work = cost.steps(run, fresh=3.6, answers=3.0)
-    per, rate = cost.clip_flops(), images_per_second()
-    rates = {"forward": rate, "training": rate * per.image / per.training, "decode": math.inf}
-    hours = sum(step.hours(per, rates) for step in work.values())
-    forward, training = (sum(getattr(w, f) for w in work.values()) for f in ("forward", "training"))
-    pictures = sum(cost.cached_pictures(run).values())
-    towers = per.parameters + len(profile.patching) * per.image_parameters
-    stored = pictures * cost.CACHE_BYTES + 4 * towers
-    what = f"a sample of {profile.sample} images a split" if profile.sample else "all images"
-    print(
-        f"paintlib: {run.name}, {what}: {forward:,} forward passes of an image, {training:,} "
-        f"forward and backward; about {hours:,.1f} hours one job after the other at the "
-        f"{rate:.1f} images per second measured now, less with more CORES or GPUs; "
-        f"{stored / 1e9:.1f} GB of decoded images and weights",
-        flush=True,
-    )
-
-
-def images_per_second() -> float:
-    """Time a batch of the image tower, with random weights, as one step of a run scores it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    use_threads(2, device)
-    tower = clip.empty_image_tower(cost.MODEL).to(device)
-    images = torch.randn(32 if device.type == "cpu" else 128, 3, 224, 224, device=device)
-    with torch.inference_mode():
-        for weight in tower.parameters():
-            weight.normal_(0, 0.02)
-        float(tower(images).sum())  # the first one also sets up
-        start = time.perf_counter()
-        float(tower(images).sum())
-    return len(images) / (time.perf_counter() - start)
 
 
 def zero_shot(run: Run, weights: str = "openai") -> None:

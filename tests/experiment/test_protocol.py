@@ -250,14 +250,14 @@ def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
     assert work["baseline"] == cost.Work(1, forward=500, training=500)
     # the start, 21 alphas, the noise; twice two more for each of both halves and the whole
     assert work["solve"].forward == 500 + 21 * 1000 + 3 * 2 * 1000
-    monkeypatch.setattr(real, "images_per_second", lambda: 10.0)
-    real.estimate(run)
+    monkeypatch.setattr(cost, "images_per_second", lambda: 10.0)
+    cost.estimate(run)
     said = capsys.readouterr().out
     work = cost.steps(run, fresh=3.6, answers=3)
     passes = sum(step.forward for step in work.values())
     assert f"a sample of 500 images a split: {passes:,} forward passes" in said
     assert "10.0 images per second measured now" in said and "GB" in said
-    real.estimate(Run.of("paper", limit=4))
+    cost.estimate(Run.of("paper", limit=4))
     assert capsys.readouterr().out == ""
 
 
