@@ -22,7 +22,7 @@ COMMANDS = {
     "head": ("steps.real", "TASK: write a zero-shot head"),
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
     "verify": ("steps.real", "heads|fine_tuned TASK: compare with published accuracies"),
-    "baseline": ("steps.solving", "TASK ...: score the zero-shot weights on supported tasks"),
+    "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
     "join": ("steps.joining", "NUMBER: search two patches of one trio of tasks at once"),
     "measure": ("evidence.measuring", "TASK: measure a path as the evidence needs it"),

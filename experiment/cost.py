@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiment.profiles import ALPHAS
-from experiment.real.facts import DATA_SETS
+from experiment.real.facts import DATA_SETS, size, splits
 from experiment.run import Run
 
 PAPER = Run.of("paper")
@@ -67,7 +67,7 @@ def clip_flops() -> Flops:
 
 def cached_pictures(run: Run = PAPER) -> dict[str, int]:
     """Return how many pictures of each data set are decoded."""
-    return {name: sum(run.splits(name).values()) for name in run.profile.tasks}
+    return {name: sum(splits(run, name).values()) for name in run.profile.tasks}
 
 
 def steps(run: Run = PAPER, *, fresh: float, answers: float) -> dict[str, Work]:
@@ -77,19 +77,19 @@ def steps(run: Run = PAPER, *, fresh: float, answers: float) -> dict[str, Work]:
     Halves of the test images are searched each for itself, beside all of them.
     """
     supported, patching = run.profile.supported, run.profile.patching
-    chosen, test = (sum(run.size(name, s) for name in supported) for s in (run.choosing, "test"))
+    chosen, test = (sum(size(run, name, s) for name in supported) for s in (run.choosing, "test"))
     apart = run.choosing != "test"  # else test images are scored already
     fresh *= 3 if run.chosen_on == "halves" else 1
     solving = 0.0
     for name in patching:
-        own, own_test = run.size(name, run.choosing), run.size(name, "test")
+        own, own_test = size(run, name, run.choosing), size(run, name, "test")
         solving += own + len(ALPHAS) * (chosen + own)  # the start, the curves and the noise
         solving += fresh * (chosen + len(supported) * own)
         further = answers * (test + len(supported) * own_test)
         solving += apart * (own_test + test + own_test + further)
     decoded, recipe = cached_pictures(run), run.profile.finetuning
     trained = len(patching) * recipe.steps * recipe.batch_size if run.source == "own" else 0
-    looked = [min(run.size(name, "test"), 2000) for name in (*decoded, *patching)]
+    looked = [min(size(run, name, "test"), 2000) for name in (*decoded, *patching)]
     return {
         "decode": Work(len(decoded), decoded=sum(decoded.values())),
         "head": Work(len(decoded), prompts=sum(DATA_SETS[name].prompts for name in decoded)),

@@ -8,8 +8,6 @@ from typing import Any, Self
 
 from experiment import weights
 from experiment.profiles import Profile, get, refuse_unknown
-from experiment.real import facts
-from experiment.tasks import SPLITS, SplitName
 
 CHOSEN_ON = {  # the images that alpha is chosen on, and what pages say of them
     "validation": "",
@@ -98,16 +96,6 @@ class Run:
     @property
     def choosing(self) -> str:
         return "validation" if self.chosen_on == "validation" else "test"
-
-    def splits(self, task: str) -> dict[SplitName, int]:
-        """Return the splits of a real data set that the run reads, and their sizes."""
-        trained = task in self.profile.patching and self.source == "own"
-        read = {"train": trained, "validation": self.choosing == "validation", "test": True}
-        return {split: self.size(task, split) for split in SPLITS if read[split]}
-
-    def size(self, task: str, split: str) -> int:
-        whole = facts.get(task).size_of(split)
-        return min(self.profile.images(split) or whole, whole)
 
     @property
     def source(self) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiment.profiles import refuse_unknown
+from experiment.run import Run
+from experiment.tasks import SPLITS, SplitName
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,6 @@ class DataSet:
     hub_head: Mapping[str, list[str]] = field(default_factory=dict)  # of public fine-tuned weights
     how: str = "automatic, by torchvision"
 
-    def size_of(self, split: str) -> int:
-        return {"train": self.train - self.validation, "validation": self.validation,
-                "test": self.test}[split]  # fmt: skip
-
 
 def held_out(train: int) -> int:
     """Return how many of `train` pictures make the validation set: a tenth, 1 to 5,000."""
@@ -46,6 +44,21 @@ def get(name: str) -> DataSet:
     """Return the data set called `name`, one of the 13."""
     refuse_unknown([name], DATA_SETS, "unknown data set")
     return DATA_SETS[name]
+
+
+def size(run: Run, task: str, split: str) -> int:
+    """Return how many pictures of a split of a data set the run uses."""
+    data, most = get(task), run.profile.images(split)
+    whole = {"train": data.train - data.validation, "validation": data.validation,
+             "test": data.test}[split]  # fmt: skip
+    return min(most or whole, whole)
+
+
+def splits(run: Run, task: str) -> dict[SplitName, int]:
+    """Return the splits of a data set that the run reads, and their sizes."""
+    trained = task in run.profile.patching and run.source == "own"
+    read = {"train": trained, "validation": run.choosing == "validation", "test": True}
+    return {split: size(run, task, split) for split in SPLITS if read[split]}
 
 
 def _spelt_out(row: dict[str, Any]) -> DataSet:

@@ -114,7 +114,7 @@ def _check_room(run: Run, data: Path) -> None:
     lacking = [t for t in run.profile.patching if not run.fine_tuned(t).exists()]
     images, weights = 0.0, (len(lacking) + 5) * _TOWER
     for task in run.profile.tasks:
-        own = run.splits(task).items()
+        own = facts.splits(run, task).items()
         images += sum(3 * _SIDE**2 * n for split, n in own if (task, split, n) not in decoded)
         if data == hub.ROOT and not run.profile.images("test"):  # whole sets are downloaded
             images += 1e9 * float(facts.get(task).size.split()[0])
@@ -168,7 +168,7 @@ def head(run: Run, task: str) -> None:
 
 def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
     caches: dict[str, pixels.Cache] = {}
-    for split in run.splits(task):
+    for split in facts.splits(run, task):
         images = run.profile.images(split)
         if data == hub.ROOT:
             pictures = hub.open_split(task, run.cache, split, images, task in run.accept)

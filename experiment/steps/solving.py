@@ -1,4 +1,4 @@
-"""Evaluate the start of all paths, then one path; solve its pairs for their pages."""
+"""Evaluate one path, solve its pairs, and write everything their pages show."""
 
 import functools
 import json
@@ -34,22 +34,6 @@ RANKS = 3  # likeliest classes told of a shown picture
 MIDDLE = 0.5  # of the path, where the noise is measured
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
-
-
-def baseline(run: Run, *supported: str) -> None:
-    """Write losses and gradients of supported tasks at the zero-shot weights, where paths begin."""
-    session = Session(run)
-    visual, parent = session.tower(), weights.metadata(run.zero_shot)["digest"]
-    for task in bar(supported, "baselines"):
-        chosen = session.losses(visual, [task], run.choosing)[task]
-        images, gradient = chosen.evaluate(), chosen.gradient()
-        test = images.score
-        if run.choosing != "test":
-            test = session.losses(visual, [task], "test")[task].score()
-        tensors = {name: torch.from_numpy(found) for name, found in images._asdict().items()}
-        tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
-        score = json.dumps(test)
-        weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)
 
 
 def solve(run: Run, patching: str) -> None:
