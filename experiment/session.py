@@ -19,7 +19,6 @@ from experiment.run import Run
 from experiment.tasks import SPLITS, Split
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
-from paintlib.store import Store
 
 
 class Session:
@@ -106,10 +105,10 @@ class Session:
         tasks = (*run.profile.supported, patching)
         return key | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
 
-    def store(self, kind: str, name: str, key: dict[str, str]) -> Store:
-        """Open a file of evaluations; those of other weights or images have another file."""
+    def stored(self, kind: str, name: str, key: dict[str, str]) -> Path:
+        """Return the file of evaluations; those of other weights or images have another."""
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        return Store(self.run.folder / kind / f"{name}-{digest}.npz", key)
+        return self.run.folder / kind / f"{name}-{digest}.npz"
 
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str,
                batch_size: int = 0) -> dict[str, TaskLoss]:  # fmt: skip

@@ -12,6 +12,7 @@ from experiment.session import Session
 from paintlib.files import replacing
 from paintlib.joint import WeightPatches, coordinatewise, joint, shared
 from paintlib.objective import PairObjective
+from paintlib.store import Store
 
 NORMALISATION = "zero_shot"
 
@@ -28,7 +29,7 @@ def join(run: Run, number: str) -> None:
         list(session.losses(visual, tasks, split).values()) for split in ("validation", "test")
     )
     classes = [len(session.head(task)) for task in tasks]
-    store = session.store("joint", number, key)
+    store = Store(session.stored("joint", number, key), key)
     objective = PairObjective(patches, validation, classes, NORMALISATION, names=tasks, store=store)
     for point in bar([*itertools.product(MAP, MAP)], f"map of {' and '.join(tasks[1:])}"):
         objective.images(point)
