@@ -45,7 +45,7 @@ def measure(run: Run, patching: str, images: int = 0) -> None:
     key = session.key(patching) | {f"test images of {t}": str(n) for t, n in counts.items()}
     store = Store(
         session.stored("truth", patching, key), key
-    )  # of the losses of single test images
+    )  # of single test images
     alphas = ALPHAS if images else ALPHAS[::2]
     found: dict[str, Any] = {
         "length": path.length,
