@@ -43,9 +43,7 @@ def measure(run: Run, patching: str, images: int = 0) -> None:
     tests = {task: _test(session, visual, task, images) for task in bar(tasks, "test images")}
     counts = {task: len(_batches(loss).split.labels) for task, loss in tests.items()}
     key = session.key(patching) | {f"test images of {t}": str(n) for t, n in counts.items()}
-    store = Store(
-        session.stored("truth", patching, key), key
-    )  # of single test images
+    store = Store(session.stored("truth", patching, key), key)  # of single test images
     alphas = ALPHAS if images else ALPHAS[::2]
     found: dict[str, Any] = {
         "length": path.length,
