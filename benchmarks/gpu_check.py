@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from experiment import clip, cost, results, session, training, weights
 from experiment.pixels import Batches
-from experiment.profiles import PATCHING, PROFILES, SUPPORTED, Recipe, Standard
+from experiment.profiles import PROFILES, Recipe, Standard
 from experiment.run import Run
 from experiment.steps import describing
 from experiment.tasks import Split
@@ -283,7 +283,7 @@ def hours(rates: dict[str, float]) -> dict[str, float]:
     fresh = [len(a - set(p["curves"]["alphas"])) for a, p in zip(asked, pairs, strict=True)]
     answers = [len({s["alpha"] for s in p["solutions"].values()} - {0.0, 1.0}) for p in pairs]
     per, mean = cost.clip_flops(), [sum(n) / len(pairs) for n in (fresh, answers)]
-    work = cost.steps(SUPPORTED, PATCHING, fresh=mean[0], answers=mean[1])
+    work = cost.steps(fresh=mean[0], answers=mean[1])
     return {step: w.hours(per, rates) for step, w in work.items()}
 
 

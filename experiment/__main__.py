@@ -1,12 +1,9 @@
 """The steps of a run, as the Snakefile calls them; `make book` runs all of them in order."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ COMMANDS = {
     "zero_shot": ("steps.real", "write the weights of a public CLIP"),
     "head": ("steps.real", "TASK: write a zero-shot head"),
     "finetune": ("steps.finetuning", "TASK: fine-tune on a patching task"),
-    "verify": ("steps.verifying", "heads|fine_tuned TASK: compare with published accuracies"),
+    "verify": ("steps.real", "heads|fine_tuned TASK: compare with published accuracies"),
     "baseline": ("steps.baseline", "TASK ...: score the zero-shot weights on supported tasks"),
     "solve": ("steps.solving", "TASK: evaluate the path to a patching task, solve its pairs"),
     "join": ("steps.joining", "NUMBER: search two patches of one trio of tasks at once"),
@@ -51,11 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = vars(_parser().parse_intermixed_args(arguments))
     command, positional = options.pop("command"), options.pop("arguments")
-    choices = {name: options.pop(name) for name in CHOICES}
+    chosen = {name: options.pop(name) for name in ("profile", "seed", *CHOICES)}
     status, needed, what = 1, False, " ".join([command, *positional])
     try:
         locks.end_with_run()
-        run = Run.of(options.pop("profile"), options.pop("seed"), **choices)
+        run = Run.of(**chosen)
         # the others go on without a patching task, but not without what all pairs need
         needed = command in BEFORE_PAIRS and not set() < set(positional) < set(run.profile.patching)
         given = {name: value for name, value in options.items() if value is not None}
@@ -80,11 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def find(command: str) -> Callable[..., Any]:
+def find(command: str) -> Any:
     """Return the function of a command: it takes a run, then the command's own arguments."""
-    module = importlib.import_module(f"experiment.{COMMANDS[command][0]}")
-    found: Callable[..., Any] = getattr(module, command)
-    return found
+    return getattr(importlib.import_module(f"experiment.{COMMANDS[command][0]}"), command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
                         "validation, halves or test")  # fmt: skip
     parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
     parser.add_argument("--variants", default="", help="paper: gtsrb-tracks, cifar100-spaces")
-    parser.add_argument("--data", type=Path, help="the folder of the real data sets")
+    parser.add_argument("--data", type=lambda path: Path(path).expanduser(),
+                        help="the folder of the real data sets")  # fmt: skip
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")
     parser.add_argument("--weights", help="of `zero_shot`: openai, random or a file")

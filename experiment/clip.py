@@ -1,10 +1,9 @@
 """CLIP through open_clip: the model, its zero-shot head and its classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,68 +12,52 @@ from experiment.pixels import standardise
 from experiment.profiles import Standard
 from experiment.tasks import Task
 
-if TYPE_CHECKING:
-    from open_clip import CLIP  # open_clip takes seconds to import, and only models need it
+Tokenize = Callable[[list[str]], Tensor]
 
 
 def build_clip(
     embed_dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], vocabulary: Tensor
-) -> CLIP:
+) -> open_clip.CLIP:
     """Build open_clip's CLIP with random weights, for the token ids in `vocabulary`."""
-    import open_clip
-
     return open_clip.CLIP(embed_dim, dict(vision), {**text, "vocab_size": len(vocabulary)})
 
 
 def empty_image_tower(architecture: str) -> nn.Module:
-    """Return the image tower of an architecture of open_clip, its weights not yet set.
-
-    Nothing is initialised, which is 30 times faster than building and overwriting.
-    """
-    import open_clip
-
+    """Return the image tower of an architecture of open_clip, its weights not initialised."""
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config(architecture))
     visual: nn.Module = clip.visual
     return visual.to_empty(device="cpu").eval()
 
 
-def text_model(
-    architecture: str, weights: Mapping[str, Tensor], texts: list[str]
-) -> tuple[CLIP, Callable[[list[str]], Tensor]]:
+def text_model(architecture: str, weights: Mapping[str, Tensor], texts: list[str]
+) -> tuple[open_clip.CLIP, Tokenize]:  # fmt: skip
     """Return a CLIP that encodes `texts` at their own length, and its tokenizer.
 
-    Attention looks back only and the text is pooled at its end, so the padding up to 77 tokens
-    changes nothing: a context as long as the longest text gives the same features, several times
-    faster. `weights` are those of all but the image tower, which the result lacks.
+    Attention looks back only, so the padding up to 77 tokens changes nothing: a context as long as
+    the longest text gives the same features, several times faster. `weights` lack the image tower.
     """
-    import open_clip
-
     config = open_clip.get_model_config(architecture)
-    tokens = open_clip.get_tokenizer(architecture)(sorted(set(texts)))
-    context = int((tokens != 0).sum(1).max())
+    context = int((open_clip.get_tokenizer(architecture)(texts) != 0).sum(1).max())
     config["text_cfg"]["context_length"] = context
     config["vision_cfg"] = {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1}
     clip = open_clip.CLIP(**config).eval()
     clip.visual = nn.Identity()
-    short = {**weights, "positional_embedding": weights["positional_embedding"][:context]}
+    positions = weights["positional_embedding"][:context]
     try:
-        clip.load_state_dict(short)
+        clip.load_state_dict({**weights, "positional_embedding": positions})
     except RuntimeError as error:
         raise ValueError(f"the text tower is not of {architecture}: {error}") from error
     return clip, open_clip.get_tokenizer(architecture, context_length=context)
 
 
 @torch.no_grad()  # an inference tensor could not be trained against
-def zero_shot_head(model: CLIP, tokenize: Callable[[list[str]], Tensor], task: Task) -> Tensor:
+def zero_shot_head(model: open_clip.CLIP, tokenize: Tokenize, task: Task) -> Tensor:
     """Return the classifier `(classes, embed_dim)` of a task's prompts, logit scale included.
 
-    Each prompt is embedded and normalised, the templates of a class are averaged and normalised
-    again, and the rows are multiplied by `exp(logit_scale)`: the logits of a normalised image
-    feature z are then `z @ head.T`.
+    Normalised prompts are averaged over the templates and normalised again: the logits of a
+    normalised image feature z are then `z @ head.T`.
     """
-    import open_clip
-
     at_once, device = max(1, 256 // len(task.templates)), model.logit_scale.device
     columns = open_clip.build_zero_shot_classifier(
         model, tokenize, task.classnames, task.templates, at_once, device

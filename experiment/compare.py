@@ -9,10 +9,7 @@ GRID = "exhaustive, step 0.05"  # the exhaustive search of the paper
 
 
 def search(objective: solver.Objective) -> dict[str, solver.Solution]:
-    """Search [0, 1] by both quintics, two peers and three grids, each under its name on pages.
-
-    Every method asks for its own evaluations, so the objective should remember them.
-    """
+    """Search [0, 1] by both quintics, two peers and three grids, each under its name on pages."""
     grids = {step: solver.grid(objective, step=step) for step in (0.1, 0.05, 0.01)}
     samples = grids[0.05].trace
     return {

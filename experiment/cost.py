@@ -1,15 +1,12 @@
-"""What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes.
-
-Rates that `benchmarks/throughput.py` measures turn counts into hours.
-"""
+"""What the profile `paper` costs, counted and not measured: pictures, passes, operations, bytes."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiment.profiles import ALPHAS
-from experiment.real.facts import DATA_SETS
+from experiment.real.facts import DATA_SETS, size, splits
 from experiment.run import Run
 
 PAPER = Run.of("paper")
@@ -37,7 +34,6 @@ class Work(NamedTuple):
     training: int = 0  # pictures through the image tower, forward and backward
 
     def flops(self, per: Flops) -> int:
-        """Return the floating-point operations of the step."""
         return self.prompts * per.text + self.forward * per.image + self.training * per.training
 
     def hours(self, per: Flops, rates: Mapping[str, float]) -> float:
@@ -69,30 +65,18 @@ def clip_flops() -> Flops:
     return Flops(image, prompt, training, *weights)
 
 
-def size(run: Run, name: str, split: str) -> int:
-    """Return how many pictures of a split of a data set the run uses."""
-    data, most = DATA_SETS[name], run.profile.images(split)
-    whole = {"train": data.train - data.validation, "validation": data.validation,
-             "test": data.test}[split]  # fmt: skip
-    return min(most or whole, whole)
+def cached_pictures(run: Run = PAPER) -> dict[str, int]:
+    """Return how many pictures of each data set are decoded."""
+    return {name: sum(splits(run, name).values()) for name in run.profile.tasks}
 
 
-def cached_pictures(supported: Sequence[str], patching: Sequence[str], run: Run = PAPER
-) -> dict[str, int]:  # fmt: skip
-    """Return how many pictures of a data set are decoded; supported ones are never trained on."""
-    kept = {name: {run.choosing, "test"} for name in supported}
-    trained = {"train"} if run.source == "own" else set()
-    kept |= {name: trained | {run.choosing, "test"} for name in patching}
-    return {name: sum(size(run, name, split) for split in splits) for name, splits in kept.items()}
-
-
-def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, answers: float,
-          run: Run = PAPER) -> dict[str, Work]:  # fmt: skip
+def steps(run: Run = PAPER, *, fresh: float, answers: float) -> dict[str, Work]:
     """Count the work of each step of a run of the profile `paper`.
 
     A pair evaluates `fresh` alphas beyond its samples, and `answers` on test pictures, on average.
     Halves of the test images are searched each for itself, beside all of them.
     """
+    supported, patching = run.profile.supported, run.profile.patching
     chosen, test = (sum(size(run, name, s) for name in supported) for s in (run.choosing, "test"))
     apart = run.choosing != "test"  # else test images are scored already
     fresh *= 3 if run.chosen_on == "halves" else 1
@@ -101,10 +85,9 @@ def steps(supported: Sequence[str], patching: Sequence[str], *, fresh: float, an
         own, own_test = size(run, name, run.choosing), size(run, name, "test")
         solving += own + len(ALPHAS) * (chosen + own)  # the start, the curves and the noise
         solving += fresh * (chosen + len(supported) * own)
-        solving += apart * (
-            own_test + test + own_test + answers * (test + len(supported) * own_test)
-        )
-    decoded, recipe = cached_pictures(supported, patching, run), run.profile.finetuning
+        further = answers * (test + len(supported) * own_test)
+        solving += apart * (own_test + test + own_test + further)
+    decoded, recipe = cached_pictures(run), run.profile.finetuning
     trained = len(patching) * recipe.steps * recipe.batch_size if run.source == "own" else 0
     looked = [min(size(run, name, "test"), 2000) for name in (*decoded, *patching)]
     return {
@@ -124,12 +107,12 @@ def estimate(run: Run) -> None:
     if profile.limit or all(file.exists() for file in pairs):
         return
     # on average of the pairs of the profile micro
-    work = steps(profile.supported, profile.patching, fresh=3.6, answers=3.0, run=run)
+    work = steps(run, fresh=3.6, answers=3.0)
     per, rate = clip_flops(), images_per_second()
     rates = {"forward": rate, "training": rate * per.image / per.training, "decode": math.inf}
     hours = sum(step.hours(per, rates) for step in work.values())
     forward, training = (sum(getattr(w, f) for w in work.values()) for f in ("forward", "training"))
-    pictures = sum(cached_pictures(profile.supported, profile.patching, run).values())
+    pictures = sum(cached_pictures(run).values())
     towers = per.parameters + len(profile.patching) * per.image_parameters
     stored = pictures * CACHE_BYTES + 4 * towers
     what = f"a sample of {profile.sample} images a split" if profile.sample else "all images"

@@ -1,7 +1,5 @@
 """Curves that somebody else measured: a file of them becomes a page as a pair of the book has."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import html
@@ -10,18 +8,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
 from markdown_it import MarkdownIt
 
 from experiment import report, results
+from experiment.profiles import refuse_unknown
+from experiment.run import Run
 from paintlib import solver
 from paintlib.fits import POINTS
 from paintlib.solver import Evaluation, Solution
-
-if TYPE_CHECKING:
-    from experiment.run import Run
 
 COLUMNS = ("alpha", *(f"{role}_{kind}" for kind in ("loss", "accuracy") for role in report.ROLES))
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -38,10 +35,9 @@ Row = tuple[str, Mapping[str, float]]  # where it is in its file, and its number
 
 def curves(run: Run, file: Path | str, *, out: Path | None = None,
            parameters: Sequence[tuple[str, str]] = ()) -> None:  # fmt: skip
-    """Write the page of the curves in `file`: a notebook, an HTML file and its figure as SVG.
+    """Write the page of the curves in `file` to `out`: a notebook, an HTML file, its figure as SVG.
 
-    They go to `out`, or to artifacts/curves, and are named as the file is. `parameters` are those
-    of the notebook: `supported` and `patching`, the tasks' names, and `normalisation`.
+    `parameters` are `supported` and `patching`, the tasks' names, and `normalisation`.
     """
     from experiment.pages import page
 
@@ -49,19 +45,16 @@ def curves(run: Run, file: Path | str, *, out: Path | None = None,
     folder = Path("artifacts/curves") if out is None else out
     if any(folder.resolve().is_relative_to(results.ROOT / name) for name in KEPT):
         raise ValueError(f"{folder} belongs to the reference; give --out another folder")
-    if unknown := sorted(set(dict(parameters)) - set(SETTINGS)):
-        raise ValueError(f"no setting {unknown[0]!r}; choose from {', '.join(SETTINGS)}")
-    pair = read(file, **dict(parameters))  # a fault is told before a notebook starts
+    refuse_unknown(dict(parameters), SETTINGS, "no setting")
+    title = report.name(read(file, **dict(parameters)))  # a fault is told before a notebook starts
     target = folder / f"{file.stem}.ipynb"
-    given = {**dict(parameters), "file": os.path.relpath(file.resolve(), folder.resolve())}
-    page(run, results.ROOT / "notebooks/own_curves.md", target, parameters=[*given.items()],
-         title=report.name(pair))  # fmt: skip
+    given = [*parameters, ("file", os.path.relpath(file.resolve(), folder.resolve()))]
+    page(run, results.ROOT / "notebooks/own_curves.md", target, parameters=given, title=title)
     notebook = nbformat.read(target, as_version=4)
     outputs = [output.get("data", {}) for c in notebook.cells for output in c.get("outputs", [])]
     figure = next(data["image/svg+xml"] for data in outputs if "image/svg+xml" in data)
-    files = {".svg": figure, ".html": stand_alone(notebook)}
-    for suffix, text in files.items():
-        target.with_suffix(suffix).write_text(text, encoding="utf-8")
+    target.with_suffix(".svg").write_text(figure, encoding="utf-8")
+    target.with_suffix(".html").write_text(stand_alone(notebook), encoding="utf-8")
     print(f"the page is {target.with_suffix('.html')}")
 
 
@@ -69,21 +62,19 @@ def read(file: Path | str, supported: str = "", patching: str = "",
          normalisation: str = "") -> dict[str, Any]:  # fmt: skip
     """Read a CSV of curves, or the results file of a pair, as what `report` draws of a pair.
 
-    Without class counts `classes` is NaN.
-
-    Raises:
-        ValueError: the file does not hold what is needed; the message says where, and the remedy.
+    Without class counts `classes` is NaN. A fault is a ValueError: where it is, and the remedy.
     """
     file = Path(file)
-    labels = {role: f"{role} task" for role in report.ROLES}
-    pair: dict[str, Any] = {"normalisation": "zero_shot", "labels": labels}
+    labels, kind = {role: f"{role} task" for role in report.ROLES}, "zero_shot"
     try:
         if file.suffix.lower() == ".json":
             record = results.read_pair(file)
-            pair |= {key: record[key] for key in ("normalisation", "labels")}
-            pair["curves"] = check(_rows_of_record(record))
+            labels, kind = record["labels"], record["normalisation"]
+            curves = record["curves"]  # the schema has checked the rest
+            if min(min(curves[role]["loss"]) for role in report.ROLES) <= 0:
+                raise ValueError(f"a loss is 0, and the curve is one of logarithms; {REMEDY}")
         else:
-            pair["curves"] = check(_rows_of_text(file.read_text(encoding="utf-8-sig")))
+            curves = check(_rows_of_text(file.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
         raise ValueError(f"{file}: the file is not UTF-8; save it as CSV in UTF-8") from None
     except OSError as error:
@@ -91,9 +82,9 @@ def read(file: Path | str, supported: str = "", patching: str = "",
     except ValueError as error:
         told = str(error).replace(f"{file} ", "", 1).replace(results.REBUILD, REMEDY)
         raise ValueError(f"{file}: {told}") from error
-    names = {"supported": supported, "patching": patching}
-    pair["labels"] = {role: names[role] or label for role, label in pair["labels"].items()}
-    pair["normalisation"] = normalisation or pair["normalisation"]
+    labels = {"supported": supported or labels["supported"],
+              "patching": patching or labels["patching"]}  # fmt: skip
+    pair = {"normalisation": normalisation or kind, "labels": labels, "curves": curves}
     if pair["normalisation"] == "log_classes" and "log_classes" not in kinds(pair):
         raise ValueError(f"{file}: log_classes needs the columns supported_classes and "
                          "patching_classes; add them, or choose another normalisation")  # fmt: skip
@@ -165,19 +156,18 @@ def check(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _rows_of_text(text: str) -> Iterator[Row]:
-    lines = [(f"line {number}", line) for number, line in enumerate(text.splitlines(), start=1)
+    lines = [(f"line {number}", [cell.strip() for cell in next(csv.reader([line]))])
+             for number, line in enumerate(text.splitlines(), start=1)
              if line.strip() and not line.startswith("#")]  # fmt: skip
-    where, first = lines[0] if lines else ("line 1", "")
-    header = _cells(first)
+    where, header = lines[0] if lines else ("line 1", [])
     if len(header) == 1:
-        raise ValueError(f"{where} has one column, '{first}'; separate columns by commas, not "
+        raise ValueError(f"{where} has one column, '{header[0]}'; separate columns by commas, not "
                          "semicolons or tabs, and write decimals with points")  # fmt: skip
     if missing := [name for name in COLUMNS if name not in header]:
         raise ValueError(f"{where} lacks {', '.join(missing)}; the header names "
                          f"{', '.join(COLUMNS)}, in any order")  # fmt: skip
     used = [*COLUMNS, *(f"{role}_classes" for role in report.ROLES)]
-    for where, line in lines[1:]:
-        cells = _cells(line)
+    for where, cells in lines[1:]:
         if len(cells) != len(header):
             raise ValueError(f"{where} has {len(cells)} fields, the header {len(header)}; write "
                              "decimals with points, not commas, and every field")  # fmt: skip
@@ -187,19 +177,6 @@ def _rows_of_text(text: str) -> Iterator[Row]:
                 raise ValueError(f"{where}: {name} is '{cell}'; give a plain number with a decimal "
                                  "point, such as 0.05")  # fmt: skip
         yield where, {name: float(cell) for name, cell in row.items()}
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line]), [])]
-
-
-def _rows_of_record(pair: report.Pair) -> Iterator[Row]:
-    told = pair["curves"]
-    for number, alpha in enumerate(told["alphas"]):
-        row = {f"{role}_{kind}": told[role][kind][number]
-               for role in report.ROLES for kind in ("loss", "accuracy")}  # fmt: skip
-        row |= {f"{role}_classes": told[role]["classes"] for role in report.ROLES}
-        yield f"sample {number + 1}", {"alpha": alpha, **row}
 
 
 def stand_alone(notebook: nbformat.NotebookNode) -> str:

@@ -1,7 +1,5 @@
 """Who runs, and how it ends: locks that are gone with their process, and steps with their run."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

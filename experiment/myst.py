@@ -1,7 +1,4 @@
-"""How papermill reads notebooks that are text: this module is its handler for `notebooks/`.
-
-It is registered in `experiment/pyproject.toml`, and imports no papermill, which imports it.
-"""
+"""How papermill reads `notebooks/`, which are text: see `entry-points` in `pyproject.toml` here."""
 
 import jupytext
 import nbformat

@@ -1,7 +1,5 @@
 """Notebooks become pages: run by papermill, checked, made byte-stable, moved into place."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile
@@ -16,62 +14,53 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from experiment import myst
+from experiment.profiles import refuse_unknown
 from experiment.progress import bar
-from experiment.run import OF_NO_RUN, Run
+from experiment.run import OF_NO_RUN, Run, how
 from paintlib.files import replacing
 
 
 def page(run: Run, source: Path | str, target: Path | str, *,
          parameters: Sequence[tuple[str, str]] = (), title: str | None = None) -> None:  # fmt: skip
-    """Run the notebook `source` and move it to `target` if nothing went wrong.
+    """Run the notebook `source` in the folder of `target`; move it there if nothing went wrong.
 
-    It runs in the folder of `target`, as it will when somebody opens it. The same run gives the
-    same bytes: cell ids are numbered, times are dropped. Where a cell raises, or writes a warning
-    into the page, the traceback and the half-run notebook are left in the run's folder `failed`.
+    The same run gives the same bytes: cell ids are numbered, times are dropped. Where a cell
+    raises, or writes a warning into the page, the traceback and the half-run notebook are left in
+    the run's folder `failed`.
     """
-    target, failures = Path(target), run.folder / "failed"
+    target = Path(target)
     given = {name: int(v) if v.isdecimal() else v for name, v in parameters}
     notebook = nbformat.reads(myst.read(str(source)), as_version=4)
+    first = notebook.cells[0]
     if title:
-        first = notebook.cells[0]
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
     if run.unusual:
-        from experiment.report import how
-
-        notebook.cells[0].source += "\n\n" + "".join(
-            f"> **{said}.**\n" for said in how(run.unusual)
-        )
+        first.source += "\n\n" + "".join(f"> **{said}.**\n" for said in how(run.unusual))
     target.parent.mkdir(parents=True, exist_ok=True)
-    report = failures / f"{target.stem}.txt"
+    report = run.folder / "failed" / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):
         old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        draft, done = Path(folder, "draft.ipynb"), Path(folder, "done.ipynb")
-        nbformat.write(notebook, draft)
-        known = papermill.inspect_notebook(draft)
-        if unknown := sorted(given.keys() - known.keys()):
-            raise ValueError(
-                f"{source} has no parameter {unknown[0]!r}; it takes {', '.join(known)}"
-            )
-        problem = None
+        done, problem = Path(folder, "done.ipynb"), None
+        refuse_unknown(given, papermill.inspect_notebook(notebook), f"{source} has no parameter")
         try:
             # kernels that start at once race for free TCP ports, so each has its own sockets
             own = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
-            papermill.execute_notebook(draft, done, given, cwd=target.parent, progress_bar=False,
+            papermill.execute_notebook(notebook, done, given, cwd=target.parent, progress_bar=False,
                                        config=own, shutdown_kernel="immediate")  # fmt: skip
         except PapermillExecutionError as error:
             problem = str(error)
         executed = nbformat.read(done, as_version=4)
         if problem := problem or _blemish(executed):
-            failures.mkdir(parents=True, exist_ok=True)
+            report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(f"{source} {given}\n{problem}\n", encoding="utf-8")
             shutil.copy(done, report.with_suffix(".ipynb"))
             last = problem.strip().splitlines()[-1]
             raise RuntimeError(f"{source} failed: {last}\nThe traceback is in {report}")
-    page = _stable(executed)
-    nbformat.validate(page)
+    _make_stable(executed)
+    nbformat.validate(executed)
     with replacing(target) as part:
-        part.write_text(nbformat.writes(page), encoding="utf-8")
+        part.write_text(nbformat.writes(executed), encoding="utf-8")
 
 
 def pair(run: Run, patching: str) -> None:
@@ -84,15 +73,16 @@ def pair(run: Run, patching: str) -> None:
         page(run, "notebooks/pair.md", target, parameters=given, title=title)
 
 
-def assemble(run: Run, prose: Path = Path("book")) -> None:
+def assemble(run: Run) -> None:
     """Copy the prose of the book beside the executed pages of a run, and say whose book it is.
 
     The figure of the claims becomes `headline.svg` of the run's results, and the figure of a cell
     with the tag `picture-NAME` the file of that name, which the prose shows.
     """
-    target = run.book
-    drawn = {"headline": next(iter(_drawn(target / "results/claims.ipynb").values()))}
-    for picture, svg in (drawn | _drawn(target / "results/pictures.ipynb")).items():
+    prose, target = Path("book"), run.book
+    [headline, *_] = _drawn(target / "results/claims.ipynb").values()
+    pictures = {"headline": headline} | _drawn(target / "results/pictures.ipynb")
+    for picture, svg in pictures.items():
         with replacing(run.results / f"{picture}.svg") as part:
             part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
@@ -105,9 +95,8 @@ def assemble(run: Run, prose: Path = Path("book")) -> None:
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{run.name}"
     (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     for page in (*target.glob("*.md"), *target.glob("chapters/*.md")):
-        text = page.read_text(encoding="utf-8")
-        text = text.replace("../results/micro/", f"../results/{run.name}/")
-        page.write_text(text, encoding="utf-8")
+        text = page.read_text("utf-8").replace("../results/micro/", f"../results/{run.name}/")
+        page.write_text(text, "utf-8")
 
 
 def _drawn(page: Path) -> dict[str, str]:
@@ -128,8 +117,6 @@ def _announcement(run: Run) -> str:
             f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
             "It shows that every step works; no number in this book means anything."
         )
-    from experiment.report import how  # imports matplotlib
-
     said = "; ".join([run.profile.purpose, *how(run.unusual)])
     return f"This is the book of the run {run.name}: {said}."
 
@@ -139,9 +126,8 @@ def reference(run: Run) -> None:
     if run.name != "micro":
         raise ValueError(f"the reference is the run micro, not {run.name}; leave out its settings")
     kept, book = Path("results", run.name), Path("book")
-    copies = {
-        run.results / kind: kept / kind for kind in ("pairs", "pictures", "predictions", "joint")
-    }
+    kinds = ("pairs", "pictures", "predictions", "joint")
+    copies = {run.results / kind: kept / kind for kind in kinds}
     copies[run.folder / "complete"] = kept / "evaluations"
     copies |= {run.book / kind: book / kind for kind in ("pairs", "results")}
     for source, target in copies.items():
@@ -166,7 +152,7 @@ def _blemish(notebook: NotebookNode) -> str | None:
     return None
 
 
-def _stable(notebook: NotebookNode) -> NotebookNode:
+def _make_stable(notebook: NotebookNode) -> None:
     notebook.metadata = NotebookNode(kernelspec=myst.KERNEL)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
@@ -179,4 +165,3 @@ def _stable(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             if "data" in output:
                 output.data = NotebookNode(sorted(output.data.items()))
-    return notebook

@@ -1,7 +1,6 @@
 """Pixels on their way to the model: decoded once into a memory-mapped cache, read in batches.
 
-A picture is decoded and resized once per data set. What is stored are the uint8 pixels of the
-square that the model sees, so that every alpha, pair and later run reads them as they are.
+What is stored are the uint8 pixels of the square that the model sees.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ def choose(pictures: Pictures, limit: int | None, balanced: bool = False) -> lis
 class Cache(Dataset[tuple[Tensor, Tensor]]):
     """Decoded pictures of one split, of `rows` alone, in a folder of their own below `folder`.
 
-    `crop` resizes the shorter side to `size` and cuts out the centre, as CLIP is evaluated;
-    `squash` keeps the whole picture, from which a training crop is drawn in its own proportions.
+    `crop` cuts out the centre, as CLIP is evaluated; `squash` keeps the whole picture, from which a
+    training crop is drawn in its own proportions.
     """
 
     folder: Path
@@ -102,19 +101,17 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def bytes(self) -> int:
-        """Return the size of the stored pixels."""
         return len(self) * 3 * self.size**2
 
     @property
     def ready(self) -> bool:
-        """Say whether the pictures are decoded already."""
         return (self.folder / self.key).is_dir()
 
     def write(self, workers: int = 0) -> Iterator[int]:
-        """Decode the pictures; a killed run goes on, a second process waits for the first.
+        """Decode the pictures, by `workers` processes or this one; yield how many are stored.
 
-        `workers` processes decode, or this one. Yields how many pictures are stored. A picture that
-        cannot be read or a disk without the room for all of them is a ValueError.
+        A killed run goes on, a second process waits for the first. ValueError: a picture is broken
+        or the disk has not the room.
         """
         part = self.folder / f"{self.key}.part"
         while not (lock := hold(self.folder / f"{self.key}.lock")):
@@ -191,8 +188,7 @@ def load(folder: Path, key: str, squashed: bool = False) -> Split:
 class Batches:
     """The batches of a split on a device, in order: uint8 images and int64 labels.
 
-    On a GPU each batch is copied from pinned memory without waiting: the next one is read from disk
-    while this one is computed.
+    A GPU gets the next batch, from pinned memory, while it computes this one.
     """
 
     split: Split
@@ -215,11 +211,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def random_resized_crop(images: Tensor, sizes: Tensor, seed: int) -> Tensor:
     """Cut a random box out of each squashed picture, as CLIP is fine-tuned (scale 0.9 to 1).
 
-    The boxes are those that torchvision draws for a picture of the original proportions: squashing
-    first and cutting then is one affine map, so it can be done on the device, batch by batch.
-
-    `sizes` `(n, 2)` are width and height of each picture before, `seed` decides the boxes. The
-    result is of the same shape and range, 0..255, in floats.
+    The boxes, by `seed`, are those that torchvision draws for a picture of the original `sizes`
+    `(n, 2)`. Squashing and cutting is one affine map, so it is done on the device. The result has
+    the same shape and range, 0..255, in floats.
     """
     theta = torch.empty(len(images), 2, 3)
     with torch.random.fork_rng(devices=[]):

@@ -1,13 +1,11 @@
 """What differs between the profiles: the model, the tasks, how long to train."""
 
-from __future__ import annotations
-
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 SUPPORTED = ("ImageNet", "CIFAR10", "CIFAR100", "STL10")
 PATCHING = (
@@ -17,6 +15,12 @@ TRIOS = (("CIFAR10", "MNIST", "GTSRB"), ("STL10", "SVHN", "EuroSAT"))  # to keep
 MAP = tuple(i / 4 for i in range(5))  # of each coefficient, for the map of the loss
 EPOCHS = 76  # the most that PAINT's recipe takes, on DTD
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))  # the exhaustive search of the paper
+
+
+def refuse_unknown(said: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse names that are not among those `known`; `what` begins the message."""
+    if odd := sorted({*said} - {*known}):
+        raise ValueError(f"{what} {odd[0]!r}; choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,8 @@ class SmallClip:
 class Profile:
     """One size of the experiment.
 
-    `clip` is a model to pre-train, or the name of an architecture of open_clip, whose weights are
-    public and whose tasks are the real data sets. `train`, `validation` and `test` are images per
-    task, None for all; alpha is chosen on validation images, results are reported on test images.
+    `clip` is a model to pre-train, or the name of an architecture of open_clip with public weights,
+    whose tasks are the real data sets. `train`, `validation` and `test` are images per task.
     """
 
     name: str
@@ -84,7 +87,6 @@ class Profile:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Return the names of all tasks, supported ones first."""
         return self.supported + self.patching
 
     @property
@@ -100,49 +102,40 @@ class Profile:
 
     @property
     def real(self) -> bool:
-        """Say whether the tasks are the real data sets, and not their micro twins."""
-        return isinstance(self.clip, str)
+        return isinstance(self.clip, str)  # the tasks are no twins
 
     def images(self, split: str) -> int | None:
-        """Return how many images a task's split may hold in this profile; None for all."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def label(self, task: str) -> str:
-        """Return how a task is written on pages: a twin carries a µ."""
-        return task if self.real else f"µ{task}"
+        return task if self.real else f"µ{task}"  # as on pages
 
-    def limited(self, images: int) -> Profile:
+    def limited(self, images: int) -> Self:
         """Return the dry run of this profile: few images a split, one template, few steps."""
         return self._of(images, "limit", steps=images, warmup_steps=1)
 
-    def sampled(self, images: int) -> Profile:
-        """Return this profile on a class-balanced sample of so many images a split.
-
-        No training image is seen more often than in PAINT's longest fine-tuning.
-        """
+    def sampled(self, images: int) -> Self:
+        """Return this profile on a balanced sample, each image seen no more often than by PAINT."""
         steps = EPOCHS * images // min(self.finetuning.batch_size, images or 1)
         return self._of(images, "sample", steps=steps, warmup_steps=steps // 10)
 
-    def _of(self, images: int, field: str, **most: int) -> Profile:
-        if images < 0 or (images and not self.real):
-            raise ValueError(
-                f"{field} = {images}; it is a number of images a split, from 1, for the profile "
-                "paper"
-            )
+    def _of(self, images: int, field: str, **most: int) -> Self:
         if not images:
             return self
+        if images < 0 or not self.real:
+            what = "it is a number of images a split, from 1, for the profile paper"
+            raise ValueError(f"{field} = {images}; {what}")
         few = {key: min(getattr(self.finetuning, key), n)
                for key, n in (most | {"batch_size": images}).items()}  # fmt: skip
         splits: dict[str, Any] = dict.fromkeys(("train", "validation", "test", field), images)
         return replace(self, finetuning=replace(self.finetuning, **few), **splits)
 
-    def only(self, tasks: Sequence[str]) -> Profile:
+    def check(self, tasks: Iterable[str]) -> None:
+        refuse_unknown(tasks, self.tasks, f"the profile {self.name!r} has no task")
+
+    def only(self, tasks: Sequence[str]) -> Self:
         """Return this profile restricted to some of its tasks; their roles stay."""
-        if unknown := sorted(set(tasks) - set(self.tasks)):
-            raise ValueError(
-                f"the profile {self.name!r} has no task {unknown[0]!r}; "
-                f"choose from {', '.join(self.tasks)}"
-            )
+        self.check(tasks)
         supported = tuple(task for task in self.supported if task in tasks)
         patching = tuple(task for task in self.patching if task in tasks)
         if not (supported and patching):
@@ -154,20 +147,17 @@ class Profile:
 
 
 def _recipe(said: dict[str, Any]) -> Recipe:
-    pair: dict[str, Any] = {"betas": tuple(said["betas"])} if "betas" in said else {}
-    return Recipe(**{**said, **pair})
+    return Recipe(**said | {"betas": tuple(said.get("betas", Recipe.betas))})
 
 
 def _profile(name: str, said: dict[str, Any]) -> Profile:
-    said = dict(said)
-    clip = said.pop("clip")
+    clip, roles = said["clip"], {"supported": SUPPORTED, "patching": PATCHING}
     if not isinstance(clip, str):
-        clip = SmallClip(**{**clip, "recipe": _recipe(clip["recipe"])})
-    pixels = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
-    tasks = {"supported": SUPPORTED, "patching": PATCHING}
-    tasks |= {role: tuple(said.pop(role)) for role in tasks if role in said}
-    made = {"pixels": pixels, "finetuning": _recipe(said["finetuning"])}
-    return Profile(name=name, clip=clip, **{**said, **tasks, **made})
+        clip = SmallClip(**clip | {"recipe": _recipe(clip["recipe"])})
+    made = {"clip": clip, "finetuning": _recipe(said["finetuning"])}
+    made["pixels"] = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
+    made |= {role: tuple(said.get(role, usual)) for role, usual in roles.items()}
+    return Profile(name=name, **said | made)
 
 
 def _read(file: Path) -> dict[str, Profile]:
@@ -180,7 +170,6 @@ PROFILES = _read(Path(__file__).with_suffix(".toml"))
 
 
 def get(name: str) -> Profile:
-    """Return the profile called `name`, or list the names that there are."""
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    """Return the profile called `name`."""
+    refuse_unknown([name], PROFILES, "unknown profile")
     return PROFILES[name]

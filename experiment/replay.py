@@ -1,7 +1,6 @@
 """A pair's objective on the evaluations that a run has stored, for its page."""
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiment import results
-from experiment.profiles import ALPHAS
+from experiment.profiles import ALPHAS, refuse_unknown
 from experiment.run import Run
 from paintlib.fits import log_spline
 from paintlib.objective import ImageScores, PairObjective
@@ -18,26 +17,19 @@ from paintlib.store import Store
 TINY = 1e-9  # nats: below, a logarithm of a float32 loss says nothing
 
 
-def objective(
-    folder: Path | str, supported: str, patching: str, normalisation: str = "zero_shot"
-) -> PairObjective:
+def objective(folder: Path | str, supported: str, patching: str,
+              normalisation: str = "zero_shot") -> PairObjective:  # fmt: skip
     """Return a pair's objective: no weights and no torch are needed where alpha is stored.
 
-    Another alpha is evaluated if the run's weights are still there, else it is refused with the
-    command that makes them; nothing is written.
+    Another alpha is evaluated if the run's weights are there, else refused; nothing is written.
     """
     folder = results.find(folder)
-    said = results.read_json(folder / "run.json")
-    for role, task in (("supported", supported), ("patching", patching)):
-        if task not in said[role]:
-            raise ValueError(f"unknown {role} task {task!r}; choose from {', '.join(said[role])}")
+    said, pair = results.read_json(folder / "run.json"), (supported, patching)
+    for role, task in zip(("supported", "patching"), pair, strict=True):
+        refuse_unknown([task], said[role], f"unknown {role} task")
     store = Store(folder / "evaluations" / f"{patching}.npz", writable=False)
-
-    def evaluate(alpha: float, names: Sequence[str]) -> Sequence[ImageScores]:
-        return _evaluate(folder, store, patching, alpha, names)
-
-    classes = [said["tasks"][task]["classes"] for task in (supported, patching)]
-    pair = (supported, patching)
+    evaluate = functools.partial(_evaluate, folder, store, patching)
+    classes = [said["tasks"][task]["classes"] for task in pair]
     return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
 
 
@@ -72,9 +64,8 @@ def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjectiv
     )
 
 
-def _evaluate(
-    folder: Path, store: Store, patching: str, alpha: float, names: Sequence[str]
-) -> list[ImageScores]:
+def _evaluate(folder: Path, store: Store, patching: str, alpha: float, names: Sequence[str]
+) -> list[ImageScores]:  # fmt: skip
     from experiment.session import Session  # imports torch
 
     said = results.read_json(folder / "run.json")
@@ -84,8 +75,7 @@ def _evaluate(
     kept = ("limit", "finetuned", "sample", "choose_on", "variants")
     options = {name: said[name] for name in kept if name in said}
     run = Run.of(said["profile"], said["seed"], root, tasks=tasks, **options)
-    session = Session(run)
-    there = run.fine_tuned(patching).exists()
+    session, there = Session(run), run.fine_tuned(patching).exists()
     if not there or session.key(patching) != store.key:
         raise ValueError(
             f"alpha = {alpha} of {', '.join(names)} is not among the evaluations in {store.file}, "

@@ -13,6 +13,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, Markdown
 from numpy.typing import ArrayLike, NDArray
 
+from experiment.run import how
 from paintlib.fits import log_spline
 from paintlib.normalisation import Normaliser, normaliser
 
@@ -38,16 +39,6 @@ PROFILES = {
     "micro": "small rendered twins of the data sets, so no number here is a number of the paper",
     "paper": "CLIP ViT-B/32 on the paper's own data sets",
 }
-CHOSEN_ON = {  # the images that alpha was chosen on
-    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged; "
-    "what pages call validation images are all test images",
-    "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
-    "numbers are optimistic; what pages call validation images are these",
-}
-VARIANTS = {  # other readings of the data sets
-    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
-    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
-}
 
 
 def use_style(image_format: str = "svg") -> None:
@@ -69,8 +60,7 @@ def name(pair: Pair) -> str:
     return f"{pair['labels']['supported']} + {pair['labels']['patching']}"
 
 
-def normalised(pair: Pair, kind: str | None = None, at: ArrayLike | None = None
-) -> NDArray[np.float64]:  # fmt: skip
+def normalised(pair: Pair, kind: str = "", at: ArrayLike | None = None) -> NDArray[np.float64]:
     """Return both normalised validation losses, `(2, alphas)`; between samples by `log_spline`."""
     losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
     if at is not None:
@@ -84,19 +74,19 @@ def test_sum(pair: Pair, at: str) -> float:
     return sum(scale(pair["test"][at][role]["loss"]) for role, scale in _scales(pair).items())
 
 
-def _scales(pair: Pair, kind: str | None = None) -> dict[str, Normaliser]:
+def _scales(pair: Pair, kind: str = "") -> dict[str, Normaliser]:
     kind, curves = kind or pair["normalisation"], pair["curves"]
     return {r: normaliser(kind, curves[r]["loss"], curves[r]["classes"]) for r in ROLES}
 
 
 def gain(pair: Pair, solver: str = "quintic") -> float:
-    """Return the part of the exhaustive search's loss sum that `solver` saves, as a fraction."""
+    """Return the fraction of the exhaustive search's loss sum that `solver` saves."""
     grid, found = (float(pair["solutions"][key]["value"]) for key in ("grid", solver))
     return 1 - found / grid if found != grid else 0.0  # under minmax both can be 0
 
 
 def gain_error(pair: Pair) -> float:
-    """Return the standard error of the quintic's `gain`, as a fraction: that of the difference."""
+    """Return the standard error of the quintic's `gain`: that of the difference."""
     grid = float(pair["solutions"]["grid"]["value"])
     return float(pair["sampling"]["quintic"]["stderr"]) / grid if grid else 0.0
 
@@ -107,13 +97,13 @@ def told_apart(pair: Pair, solver: str = "quintic") -> bool:
     return bool(abs(found["difference"]) > 1.96 * found["stderr"])
 
 
-def draw_curves(ax: mpl.axes.Axes, pair: Pair, kind: str | None = None) -> None:
+def draw_curves(ax: mpl.axes.Axes, pair: Pair, kind: str = "") -> None:
     """Draw a pair's normalised losses, their sum and, if found under `kind`, the answers."""
     alphas, parts = pair["curves"]["alphas"], normalised(pair, kind)
     for role, style, part in zip(ROLES, ("--", "-."), parts, strict=True):
         ax.plot(alphas, part, style, color=COLOURS[role], label=f"{role} task")
     ax.plot(alphas, parts.sum(0), color=COLOURS["total"], label="their sum")
-    for solver, marker in MARKERS.items() if kind in (None, pair["normalisation"]) else ():
+    for solver, marker in MARKERS.items() if kind in ("", pair["normalisation"]) else ():
         alpha, value = (pair["solutions"][solver][key] for key in ("alpha", "value"))
         size = 5 if solver == "log_quintic" else 9  # where both lie on one point, both are seen
         ax.plot(alpha, value, marker, color=COLOURS[solver], ms=size, mec="white",
@@ -128,13 +118,10 @@ def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: 
     ax.figure.colorbar(lines, label="sum of the normalised losses")
     visits, label = np.transpose(said["trace"]), "visits of the joint search"
     ax.plot(*visits, ".", ms=8, color="white", mec="black", mew=0.6, label=label)
+    ring: dict[str, Any] = {"mfc": "none", "mec": "#00b8d9", "ms": 15, "mew": 2}
     for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
-        own = (
-            {"mfc": "none", "mec": "#00b8d9", "ms": 15, "mew": 2} if name == "joint" else {"ms": 9}
-        )
-        ax.plot(
-            *search["alpha"], marker, **{"mec": "white"} | own, label=JOINT[name], clip_on=False
-        )
+        look = ring if name == "joint" else {"mec": "white", "ms": 9}
+        ax.plot(*search["alpha"], marker, **look, label=JOINT[name], clip_on=False)
     ax.set(xlabel=f"α of {said['labels'][1]}", ylabel=f"α of {said['labels'][2]}")
     ax.set_aspect("equal")
 
@@ -207,8 +194,8 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
           links: Sequence[str] = (), columns: Sequence[str] = ()) -> HTML:  # fmt: skip
     """Return `frame` as a table that scrolls sideways on a phone, with its CSV download below.
 
-    `formats` are per column, such as "{:.2f}"; `links` are addresses, one a row, for the first
-    column shown. The download `name`.csv holds all columns at full precision, not only `columns`.
+    `formats` are per column, such as "{:.2f}"; `links` are addresses for the first column shown,
+    one a row. The download `name`.csv holds all columns at full precision, not only `columns`.
     """
     shown = pd.DataFrame({
         column: [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
@@ -225,10 +212,9 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
 
 def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str], label: str
 ) -> HTML:  # fmt: skip
-    """Return one number per pair as a matrix: supported tasks down, patching tasks across.
+    """Return a text per pair, linked to its page, as a matrix: supported down, patching across.
 
-    Each of `texts` links to its pair's page. Its `values` make its colour: white at 0, towards blue
-    above and orange below. `label` says what the numbers are, to those who do not see the table.
+    The value makes the colour: white at 0, blue above, orange below. `label` is for screen readers.
     """
     down, across = ({p[role]: html.escape(p["labels"][role]) for p in pairs} for role in ROLES)
     largest, cells = max(map(abs, values)) or 1.0, {}
@@ -252,21 +238,13 @@ def is_dry(pair: Pair) -> bool:
     return bool(pair["run"]["limit"]) or pair["run"]["weights"] == "random"
 
 
-def how(run: Mapping[str, Any]) -> list[str]:
-    """Return what sets a run apart from one on all images, with alpha chosen on validation ones."""
-    sample, chosen = run.get("sample"), run.get("choose_on")
-    said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
-    said += [text for name, text in VARIANTS.items() if name in run.get("variants", "")]
-    return said + ([CHOSEN_ON[chosen]] if chosen else [])
-
-
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
     """Return a page's answer, marked with the profile it is true for."""
     profile = _common(pair["run"]["profile"] for pair in pairs)
-    dry = "a dry run on a few images or random weights, so no number here means anything; "
-    what = (dry if any(map(is_dry, pairs)) else "") + PROFILES.get(profile, profile)
-    what = "; ".join([what, *how(pairs[0]["run"])])
-    return Markdown(f"> **Answer, profile `{profile}`** ({what}). {text}")
+    dry = ["a dry run on a few images or random weights, so no number here means anything"]
+    what = dry * any(map(is_dry, pairs)) + [PROFILES.get(profile, profile)]
+    what += how(pairs[0]["run"])
+    return Markdown(f"> **Answer, profile `{profile}`** ({'; '.join(what)}). {text}")
 
 
 def caption(text: str, fig: mpl.figure.Figure | None = None, name: str = "") -> Markdown:
@@ -277,15 +255,11 @@ def caption(text: str, fig: mpl.figure.Figure | None = None, name: str = "") -> 
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
-    keys = ("profile", "seed", "weights", "limit", "finetuned")
-    facts = {key: _common(pair["run"][key] for pair in pairs) for key in keys}
-    facts["fine-tuned weights"] = facts.pop("finetuned")
-    facts["normalisation"] = _common(pair["normalisation"] for pair in pairs)
-    facts |= {
-        key: _common(pair["run"].get(key, "–") for pair in pairs)
-        for key in ("sample", "choose_on", "variants")
-        if any(key in pair["run"] for pair in pairs)
-    }
+    keys = ["profile", "seed", "weights", "limit", "finetuned", "normalisation"]
+    runs = [{**pair["run"], "normalisation": pair["normalisation"]} for pair in pairs]
+    keys += [key for key in ("sample", "choose_on", "variants") if any(key in run for run in runs)]
+    named = {key: key.replace("finetuned", "fine-tuned weights") for key in keys}
+    facts = {name: _common(run.get(key, "–") for run in runs) for key, name in named.items()}
     mixed = [key for key, value in facts.items() if " | " in value]
     line = " · ".join(f"{key} {value}" for key, value in facts.items())
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""

@@ -1,18 +1,49 @@
 """One run of a profile: what was chosen, and where each of its files is."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Self
 
 from experiment import weights
-from experiment.profiles import Profile, get
+from experiment.profiles import Profile, get, refuse_unknown
 
-CHOOSE_ON = ("validation", "halves", "test")
 OF_NO_RUN = ("seeds", "your_checkpoints")  # pages: every book shows those of the reference
-VARIANTS = ("cifar100-spaces", "gtsrb-tracks")  # other readings of the data sets
+CHOSEN_ON = {  # the images that alpha is chosen on, and what pages say of them
+    "validation": "",
+    "halves": "α chosen on one half of the test images, reported on the other, both ways averaged; "
+    "what pages call validation images are all test images",
+    "test": "α chosen on the test images it is reported on, as by PAINT's released code, so test "
+    "numbers are optimistic; what pages call validation images are these",
+}
+VARIANTS = {  # other readings of the data sets
+    "cifar100-spaces": "CIFAR100's class names have spaces, where PAINT's have underscores",
+    "gtsrb-tracks": "GTSRB's validation images are of other tracks than its training images",
+}
+
+
+def how(choices: Mapping[str, Any]) -> list[str]:
+    """Say what sets a run apart from one on all images that chooses on validation images."""
+    sample = choices.get("sample")
+    said = [f"a sample of {sample} images a split, classes balanced"] if sample else []
+    said += [text for name, text in VARIANTS.items() if name in choices.get("variants", "")]
+    chosen = choices.get("choose_on")
+    return [*said, CHOSEN_ON[chosen]] if chosen else said
+
+
+def _each(kind: str, suffix: str) -> Callable[["Run", str], Path]:
+    """Return the method that gives a file of each task; {} is the name of the run."""
+
+    def file(run: "Run", task: str) -> Path:
+        run.profile.check([task])
+        return run.folder / kind.format(run.name) / f"{task}.{suffix}"
+
+    return file
+
+
+def _parts(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -26,46 +57,36 @@ class Run:
     seed: int  # of the initial weights and the batches
     root: Path = Path()  # the folder of the project
     finetuned: str = "own"  # whose fine-tuned weights: own, hub (public ones), or a folder of them
-    choose_on: str = ""  # the images that alpha is chosen on: one of CHOOSE_ON, or the default
+    choose_on: str = ""  # the images that alpha is chosen on: one of CHOSEN_ON, or the default
     variants: str = ""  # of VARIANTS, "A,B" in their order
     accept: tuple[str, ...] = ()  # tasks whose deviations are known and accepted
 
     @classmethod
     def of(cls, profile: str, seed: int = 0, root: Path = Path(), *, limit: int = 0,
            sample: int = 0, tasks: str = "", finetuned: str = "own", choose_on: str = "",
-           variants: str = "", accept: str = "") -> Run:  # fmt: skip
-        """Return the run of a profile's name: a dry run with `limit`, a sample with `sample`.
-
-        `tasks` are some of the profile's, "A,B", and so are those to `accept`.
-        """
+           variants: str = "", accept: str = "") -> Self:  # fmt: skip
+        """Return the run of a profile's name; `tasks`, `variants` and `accept` are lists, "A,B"."""
         if seed < 0:
             raise ValueError(f"seed = {seed}; a seed counts from 0")
         if limit and sample:
             raise ValueError(f"limit = {limit} and sample = {sample}; a dry run is no sample")
-        finetuned = finetuned or "own"
+        finetuned, accepted = finetuned or "own", tuple(_parts(accept))
         chosen = get(profile).limited(limit).sampled(sample)
-        accepted = tuple(name.strip() for name in accept.split(",") if name.strip())
-        if unknown := sorted(set(accepted) - set(chosen.tasks)):
-            known = ", ".join(chosen.tasks)
-            raise ValueError(f"accept = {accept!r}: no task {unknown[0]!r}; choose from {known}")
-        if tasks:
-            chosen = chosen.only([name.strip() for name in tasks.split(",")])
+        refuse_unknown(accepted, chosen.tasks, f"accept = {accept!r}: no task")
+        chosen = chosen.only(_parts(tasks)) if tasks else chosen
         if finetuned != "own" and not chosen.real:
             raise ValueError(
                 f"finetuned = {finetuned!r}: the profile {profile!r} fine-tunes its own weights; "
                 "public ones exist for the profile paper"
             )
-        if choose_on and choose_on not in CHOOSE_ON:
-            raise ValueError(f"choose_on = {choose_on!r}; choose one of {', '.join(CHOOSE_ON)}")
+        refuse_unknown({choose_on} - {""}, CHOSEN_ON, "choose_on =")
         if choose_on == "validation" and finetuned == "hub":
             raise ValueError(
                 "the public fine-tuned weights were trained on the validation images too, so alpha "
                 "would come out too large; leave CHOOSE_ON out to choose on one half of the test "
                 "images and report on the other, or fine-tune yourself"
             )
-        other = sorted({name.strip() for name in variants.split(",") if name.strip()})
-        if odd := [name for name in other if name not in VARIANTS]:
-            raise ValueError(f"variants: no {odd[0]!r}; choose from {', '.join(VARIANTS)}")
+        refuse_unknown(other := sorted({*_parts(variants)}), VARIANTS, "variants: no")
         return cls(chosen, seed, root, finetuned, choose_on, ",".join(other), accepted)
 
     @property
@@ -75,12 +96,11 @@ class Run:
 
     @property
     def choosing(self) -> str:
-        """Return the split of the images that alpha is chosen on."""
         return "validation" if self.chosen_on == "validation" else "test"
 
     @property
     def source(self) -> str:
-        """Return where fine-tuned weights come from, in a word: `own`, `hub` or `given`."""
+        """Return whose the fine-tuned weights are: `own`, `hub` or `given`."""
         return self.finetuned if self.finetuned in ("own", "hub") else "given"
 
     @property
@@ -142,11 +162,17 @@ class Run:
 
     def images(self, task: str) -> Path:
         """The splits of a task: twins themselves, or where real ones are cached."""
-        return self._file("tasks", task, "json" if self.profile.real else "safetensors")
+        return _each("tasks", "json" if self.profile.real else "safetensors")(self, task)
 
-    def source_of(self, task: str) -> Path:
-        """What changes when a real data set is not the one that was decoded."""
-        return self._file("tasks", task, "source")
+    source_of = _each("tasks", "source")  # changed where a real data set is not the one decoded
+    head = _each("heads", "safetensors")
+    fine_tuned = _each("fine_tuned", "safetensors")
+    baseline = _each("baseline", "safetensors")
+    noise = _each("noise", "json")
+    evaluations = _each("results/{}/evaluations", "npz")
+    predictions = _each("results/{}/predictions", "json")
+    evidence = _each("results/{}/evidence", "json")
+    samples = _each("results/{}/samples", "json")
 
     @property
     def captioned(self) -> Path:
@@ -160,12 +186,6 @@ class Run:
     def text_tower(self) -> Path:
         return self.folder / "text_tower.safetensors"
 
-    def head(self, task: str) -> Path:
-        return self._file("heads", task, "safetensors")
-
-    def fine_tuned(self, patching: str) -> Path:
-        return self._file("fine_tuned", patching, "safetensors")
-
     def given(self, patching: str) -> list[str]:
         """Return the fine-tuned weights of a task that the user gave, if there is such a file."""
         files = [Path(self.finetuned, f"{patching}.{suffix}") for suffix in ("safetensors", "pt")]
@@ -173,37 +193,11 @@ class Run:
 
     def verified(self, kind: str, *tasks: str) -> list[Path]:
         """Return the files that say an accuracy is as published; twins have none."""
-        return [self._file(f"verified/{kind}", t, "json") for t in tasks if self.profile.real]
-
-    def baseline(self, task: str) -> Path:
-        return self._file("baseline", task, "safetensors")
-
-    def evaluations(self, patching: str) -> Path:
-        return self._file(f"results/{self.name}/evaluations", patching, "npz")
-
-    def predictions(self, patching: str) -> Path:
-        return self._file(f"results/{self.name}/predictions", patching, "json")
-
-    def evidence(self, patching: str) -> Path:
-        return self._file(f"results/{self.name}/evidence", patching, "json")
-
-    def samples(self, patching: str) -> Path:
-        return self._file(f"results/{self.name}/samples", patching, "json")
+        return [_each(f"verified/{kind}", "json")(self, t) for t in tasks if self.profile.real]
 
     def joint(self, number: int, suffix: str) -> Path:
         """The searches of one of the profile's trios, or their evaluations."""
         return self.results / "joint" / f"{number}.{suffix}"
 
-    def noise(self, patching: str) -> Path:
-        return self._file("noise", patching, "json")
-
     def pair(self, supported: str, patching: str) -> Path:
         return self.results / "pairs" / f"{supported}-{patching}.json"
-
-    def _file(self, kind: str, task: str, suffix: str) -> Path:
-        if task not in self.profile.tasks:
-            raise ValueError(
-                f"the profile {self.profile.name!r} has no task {task!r}; "
-                f"choose one of {', '.join(self.profile.tasks)}"
-            )
-        return self.folder / kind / f"{task}.{suffix}"

@@ -1,11 +1,10 @@
 """What a step computes with: a device of its own, the image tower, and tasks turned into data."""
 
-from __future__ import annotations
-
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from experiment import clip, pixels, results, weights
 from experiment.locks import hold
 from experiment.pixels import Batches
+from experiment.profiles import refuse_unknown
 from experiment.run import Run
 from experiment.tasks import SPLITS, Split
 from paintlib.interpolation import WeightPath
@@ -25,19 +25,12 @@ class Session:
     """One process that computes with the model of a run, on a fixed number of threads."""
 
     def __init__(self, run: Run, threads: int = 1) -> None:
-        self.run = run
+        self.run, real = run, run.profile.real
+        # a GPU of its own; twins stay on the CPU, to the bit
+        self.device, self._lock = free_device() if real else (torch.device("cpu"), None)
         # two threads of one process take half the memory of two processes, and hardly more time
-        wide = run.profile.real and self.device.type == "cpu"
+        wide = real and self.device.type == "cpu"
         use_threads(max(threads, 2) if wide else threads, self.device)
-
-    @cached_property
-    def _claim(self) -> tuple[torch.device, IO[str] | None]:
-        return free_device() if self.run.profile.real else (torch.device("cpu"), None)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is computed: a GPU of its own; twins stay on the CPU, to the bit."""
-        return self._claim[0]
 
     @property
     def batch_size(self) -> int:
@@ -46,10 +39,8 @@ class Session:
         return min(most, 32) if self.run.profile.real and self.device.type == "cpu" else most
 
     def split(self, task: str, split: str) -> Split:
-        """Return the images and labels of a task."""
         run = self.run
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        refuse_unknown([split], SPLITS, "unknown split")
         if not run.profile.real:
             tensors, _ = weights.load(run.images(task))
             return Split(tensors[f"{split}.images"], tensors[f"{split}.labels"])
@@ -109,13 +100,15 @@ class Session:
         """Return what the evaluations along one path are of: both ends, and each task's images."""
         run = self.run
         ends = {"zero_shot": run.zero_shot, "fine_tuned": run.fine_tuned(patching)}
+        key = {name: weights.metadata(file)["digest"] for name, file in ends.items()}
+        key |= {} if run.choosing == "validation" else {"split": run.choosing}
         tasks = (*run.profile.supported, patching)
-        chosen = {} if run.choosing == "validation" else {"split": run.choosing}
-        return (
-            {name: weights.metadata(file)["digest"] for name, file in ends.items()}
-            | chosen
-            | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
-        )
+        return key | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
+
+    def stored(self, kind: str, name: str, key: dict[str, str]) -> Path:
+        """Return the file of evaluations; those of other weights or images have another."""
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        return self.run.folder / kind / f"{name}-{digest}.npz"
 
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str,
                batch_size: int = 0) -> dict[str, TaskLoss]:  # fmt: skip
@@ -143,10 +136,7 @@ def use_threads(count: int, device: torch.device) -> None:
 
 
 def free_device() -> tuple[torch.device, IO[str] | None]:
-    """Return a GPU that no other step of this user uses here, and the lock that holds it.
-
-    The first one is shared if all are taken; without any it is the CPU.
-    """
+    """Return a GPU that no other step of this user has, else a shared one or the CPU; its lock."""
     for index in range(torch.cuda.device_count()):
         identity = torch.cuda.get_device_properties(index).uuid
         file = Path(tempfile.gettempdir()) / f"paintlib-{os.getuid()}-{identity}.lock"

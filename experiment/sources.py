@@ -1,9 +1,4 @@
-"""The files that a step or a page is made by: what it imports, found by grimp, not by hand.
-
-The Snakefile asks here, so that a change of any of them runs the step again. Imports no torch.
-"""
-
-from __future__ import annotations
+"""The files that a step or a page is made by, found by their imports; the Snakefile asks here."""
 
 import functools
 import re

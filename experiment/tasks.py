@@ -1,8 +1,4 @@
-"""Classification tasks: what a task is, and the images of one split.
-
-`experiment.twins.micro` renders the 13 small twins, `experiment.real.datasets` reads the 13 real
-data sets; no name here depends on where images come from.
-"""
+"""Classification tasks: what a task is, and the images of one split, wherever they come from."""
 
 from __future__ import annotations
 
@@ -43,7 +39,6 @@ class Task:
             raise ValueError(f"{self.name}: class names repeat, so the head would hold equal rows")
 
     def prompts(self, classname: str) -> tuple[str, ...]:
-        """Return `classname` in every template."""
         return tuple(template.format(classname) for template in self.templates)
 
 

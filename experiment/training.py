@@ -1,18 +1,16 @@
 """Pre-training a small CLIP and fine-tuning its image tower, killed and resumed at any step.
 
-Both are generators of the steps that remain, so that the caller shows the progress. At the end the
-model is in evaluation mode. With a `checkpoint` file, a later call with the same arguments goes on
-from it; one that another run left, and a loss that is not finite, are a ValueError.
+Both are generators of the steps that remain; at the end the model is in evaluation mode. They go on
+from a `checkpoint` file; one of another run, and a loss that is not finite, are a ValueError.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,23 +22,16 @@ from experiment.profiles import Recipe, Standard
 from experiment.progress import bar
 from experiment.tasks import Split
 
-if TYPE_CHECKING:
-    from open_clip import CLIP
-
-
 Step: TypeAlias = tuple[int, Tensor]  # its number, from 1, and the loss, still on the device
 
 
-def pretrain(model: CLIP, images: Tensor, tokens: Tensor, captions: Tensor, standard: Standard,
-             recipe: Recipe, *, seed: int, checkpoint: Path | None = None
+def pretrain(model: open_clip.CLIP, images: Tensor, tokens: Tensor, captions: Tensor,
+             standard: Standard, recipe: Recipe, *, seed: int, checkpoint: Path | None = None
 ) -> Iterator[Step]:  # fmt: skip
     """Train both towers of `model` in place by open_clip's contrastive loss.
 
-    `captions` names the caption of each image by its row in `tokens`, which are encoded once per
-    batch. Weights of one dimension are not decayed.
+    `captions` names the caption of each image by its row in `tokens`.
     """
-    import open_clip
-
     contrastive = open_clip.ClipLoss()
 
     def loss(step: int) -> Iterator[Tensor]:
@@ -58,12 +49,9 @@ def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split
              at_once: int | None = None) -> Iterator[Step]:  # fmt: skip
     """Fine-tune the image tower in place on one task with its zero-shot head frozen, as PAINT does.
 
-    `at_once` images of a batch go through the tower together, all by default: fewer take less
-    memory, and change the gradient by rounding only.
-
-    Squashed pictures (those with `sizes`) are augmented by a random crop, others are taken as
-    they are. `identity` says what else decides the result (images, head, precision), so that a
-    checkpoint left by other ones is refused.
+    `at_once` images of a batch go through the tower together: fewer take less memory, and change
+    the gradient by rounding only. Squashed pictures (those with `sizes`) are augmented by a random
+    crop. A checkpoint with another `identity` (of images, head, precision) is refused.
     """
     device = next(visual.parameters()).device
 
@@ -80,10 +68,7 @@ def finetune(visual: nn.Module, logits: Callable[[Tensor], Tensor], split: Split
 
 
 def batch(count: int, size: int, step: int, seed: int) -> Tensor:
-    """Return the rows of `step`'s batch: a fresh permutation each epoch, the remainder dropped.
-
-    It depends on its arguments alone, so that a resumed run sees the same batches.
-    """
+    """Return the rows of `step`'s batch, by its arguments alone: a fresh permutation each epoch."""
     if count < size:
         raise ValueError(f"a batch of {size} cannot be drawn from {count} images")
     epoch, position = divmod(step, count // size)
@@ -118,19 +103,18 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: R
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         start = int(metadata["step"])
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    device = next(model.parameters()).device
     model.train()
     for step in range(start, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
         # on short sequences plain attention is the faster one on a CPU
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
             optimiser.zero_grad()
-            parts = []  # whose sum is the loss
+            loss = torch.zeros((), device=device)
             for part in loss_of(step):
                 part.backward()
-                parts.append(part.detach())
-            loss = torch.stack(parts).sum()
+                loss += part.detach()
         torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
         optimiser.step()
         if pretraining:

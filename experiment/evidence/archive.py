@@ -4,8 +4,6 @@
 `seeds/SEED.json` and `ablations/PROFILE.json` of others beside those of the reference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 No model is evaluated: between the samples of a pair its losses are those of `log_spline`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """How well forgetting is foretold by what the zero-shot weights know."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

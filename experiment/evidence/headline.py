@@ -1,7 +1,5 @@
 """The numbers that the project quotes of a run, and their range over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

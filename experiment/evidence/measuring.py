@@ -4,10 +4,6 @@ None of it chooses an alpha of the results; the pages compare with it. The refer
 on thousands of test images drawn for it, other seeds on the test images that they have.
 """
 
-from __future__ import annotations
-
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +42,8 @@ def measure(run: Run, patching: str, images: int = 0) -> None:
     validation = session.losses(visual, tasks, "validation")
     tests = {task: _test(session, visual, task, images) for task in bar(tasks, "test images")}
     counts = {task: len(_batches(loss).split.labels) for task, loss in tests.items()}
-    store = _truth_store(session, patching, counts)
+    key = session.key(patching) | {f"test images of {t}": str(n) for t, n in counts.items()}
+    store = Store(session.stored("truth", patching, key), key)  # of single test images
     alphas = ALPHAS if images else ALPHAS[::2]
     found: dict[str, Any] = {
         "length": path.length,
@@ -76,13 +73,6 @@ def measure(run: Run, patching: str, images: int = 0) -> None:
             "fisher": _merge(visual, path, validation, tests, supported, patching),
         }
     results.write_json(run.evidence(patching), found, flat=True)
-
-
-def _truth_store(session: Session, patching: str, images: Mapping[str, int]) -> Store:
-    """Open the losses of single test images along a path; other images have another file."""
-    key = session.key(patching) | {f"test images of {t}": str(n) for t, n in images.items()}
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    return Store(session.run.folder / "truth" / f"{patching}-{digest}.npz", key)
 
 
 def lines_path(path: WeightPath) -> WeightPath:

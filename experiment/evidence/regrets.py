@@ -1,7 +1,5 @@
 """What an alpha chosen on few images costs on all of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

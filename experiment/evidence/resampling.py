@@ -5,8 +5,6 @@ is what somebody would choose alpha on; how much higher the loss sum of *all* im
 at its minimum is the regret.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

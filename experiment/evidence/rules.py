@@ -1,12 +1,10 @@
 """Rules that choose alpha, side by side on fresh images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -37,7 +35,7 @@ class Truth:
     images: tuple[int, int]
 
     @classmethod
-    def of(cls, evidence: Mapping[str, Any], supported: str, patching: str) -> Truth:
+    def of(cls, evidence: Mapping[str, Any], supported: str, patching: str) -> Self:
         """Return the truth of a pair from the evidence of its path."""
         rows = [evidence["truth"]["tasks"][task] for task in (supported, patching)]
         losses, accuracies = (np.array([row[k] for row in rows]) for k in ("loss", "accuracy"))

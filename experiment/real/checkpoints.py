@@ -1,25 +1,20 @@
-"""Public CLIP weights, brought into the form that paintlib interpolates.
+"""Public CLIP weights as the state dict of open_clip's image tower, in fp32.
 
-That form is the state dict of open_clip's image tower, `model.visual.state_dict()`, in fp32.
 A file of weights does not say which activation it was trained with: OpenAI's CLIP, and all that
 was fine-tuned from it, needs an architecture whose name ends in "-quickgelu".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor
 
-from experiment.profiles import PATCHING
+from experiment.profiles import PATCHING, refuse_unknown
 from paintlib.checkpoints import read
-
-if TYPE_CHECKING:
-    from open_clip import CLIP
 
 _SLUGS = {"Cars": "stanford-cars", "FashionMNIST": "fashion_mnist"}
 HUB = {
@@ -27,7 +22,6 @@ HUB = {
 }
 """Repositories of the Hugging Face Hub with a ViT-B/32 fine-tuned on each patching task."""
 
-_TASKS = ", ".join(sorted(HUB))
 _FORMATS = (
     "understood are state dicts of transformers' CLIPVisionModel, CLIPVisionModelWithProjection "
     "and CLIPModel, and of open_clip's CLIP or its image tower, as .safetensors or .pt; load the "
@@ -43,14 +37,11 @@ _RENAMED = (  # transformers to open_clip
 )  # fmt: skip
 
 
-def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -> CLIP:
+def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -> open_clip.CLIP:
     """Build a CLIP of open_clip in fp32 and eval mode, with both towers.
 
-    `weights` are a tag of open_clip, downloaded once to its cache; the path of a state dict of the
-    whole CLIP, .safetensors or .pt; or "random", drawn from torch's generator.
+    `weights` are a tag of open_clip, the path of a state dict of the whole CLIP, or "random".
     """
-    import open_clip  # takes seconds to import
-
     config = open_clip.get_model_config(name) or {"_model_name": name}
     own = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
     if not config.keys() <= own or "_model_name" in str(config):
@@ -58,8 +49,8 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         raise ValueError(f"{name!r} is no architecture {what}")
     if weights == "random":
         return open_clip.CLIP(**config).eval()
-    path, tag = Path(weights), open_clip.get_pretrained_cfg(name, weights)
-    if tag:
+    path = Path(weights)
+    if tag := tag_of(name, weights):
         trained = bool(tag.get("quick_gelu"))
         if trained != bool(config.get("quick_gelu")):
             kind = "QuickGELU" if trained else "GELU"
@@ -73,27 +64,33 @@ def pretrained_clip(name: str = "ViT-B-32-quickgelu", weights: str = "openai") -
         )
         what = f"the weights {weights!r} of {name}"
         path = _downloaded(lambda: open_clip.download_pretrained(tag), what, remedy)
-    elif not path.is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise ValueError(f"weights {weights!r} are no file, and no tag of {name}: {tags}")
     _, state = _below("visual.conv1.weight", read(path), path, _WHOLE)
     model = open_clip.CLIP(**config).eval()
     model.load_state_dict(_conform(state, model.state_dict(), path, f"is it {name}? {_WHOLE}"))
     return model
 
 
+def tag_of(name: str, weights: str) -> Any:
+    """Return what open_clip knows of a tag of weights, {} for a file; refuse what is neither."""
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if not tag and not Path(weights).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise ValueError(f"WEIGHTS={weights} is no file, and none of the tags of {name}: {tags}")
+    return tag
+
+
 def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read an image tower that transformers, open_clip or PAINT's code has saved.
 
-    Text tower, logit scale and integer buffers are left out. transformers' CLIPVisionModel has
-    no projection: that of `reference`, the zero-shot tower, is taken, which fine-tuning that class
-    leaves unchanged. The result is like `reference` in all but its values, and shares no memory.
+    transformers' CLIPVisionModel has no projection: that of `reference`, the zero-shot tower, is
+    taken, which fine-tuning that class leaves unchanged. The result is like `reference` in all but
+    its values, and shares no memory.
     """
     state = read(path)
     if not any(name.endswith("embeddings.class_embedding") for name in state):
         return _conform(_below("conv1.weight", state, path, _FORMATS)[1], reference, path, _FORMATS)
-    prefix, tower = _below("embeddings.class_embedding", state, path, _FORMATS)
-    tower = _renamed(tower)
+    prefix, theirs = _below("embeddings.class_embedding", state, path, _FORMATS)
+    tower = _renamed(theirs)
     projection = state.get(f"{prefix.removesuffix('vision_model.')}visual_projection.weight")
     if projection is not None:
         tower["proj"] = projection.t()
@@ -103,32 +100,16 @@ def import_image_tower(path: Path, reference: Mapping[str, Tensor]) -> dict[str,
 
 
 def hub_checkpoint(task: str) -> Path:
-    """Return the fine-tuned checkpoint of a patching task, downloaded once to the Hub's cache.
-
-    A machine without network reads that cache at once where `HF_HUB_OFFLINE=1` is set.
-    """
+    """Return the fine-tuned checkpoint of a patching task, downloaded once to the Hub's cache."""
     from huggingface_hub import hf_hub_download
 
-    if task not in HUB:
-        raise ValueError(f"no fine-tuned checkpoint of {task!r} is known; valid: {_TASKS}")
+    refuse_unknown([task], HUB, "no fine-tuned checkpoint is known of")
     remedy = (
         "the same command resumes once there is a network, or pass FINETUNED=FOLDER with "
         f"{task}.safetensors and the other tasks' files in it"
     )
     what = f"model.safetensors of {HUB[task]}"
     return _downloaded(lambda: hf_hub_download(HUB[task], "model.safetensors"), what, remedy)
-
-
-def local_checkpoint(folder: Path, task: str) -> Path:
-    """Return the checkpoint of `task` in `folder`: TASK.safetensors, or else TASK.pt."""
-    for path in (folder / f"{task}.safetensors", folder / f"{task}.pt"):
-        if path.is_file():
-            return path
-    found = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:20]) or "nothing"
-    raise ValueError(
-        f"{folder} holds neither {task}.safetensors nor {task}.pt but {found}; "
-        f"it should hold either for each of {_TASKS}"
-    )
 
 
 def _first_line(error: Exception) -> str:
@@ -142,9 +123,8 @@ def _downloaded(download: Callable[[], str], what: str, remedy: str) -> Path:
         raise RuntimeError(f"cannot download {what} ({_first_line(error)}); {remedy}") from error
 
 
-def _below(
-    anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
-) -> tuple[str, dict[str, Tensor]]:
+def _below(anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
+) -> tuple[str, dict[str, Tensor]]:  # fmt: skip
     """Return the prefix of `anchor`, which an image tower has once, and what has this prefix."""
     found = [
         name.removesuffix(anchor)
@@ -191,10 +171,8 @@ def _conform(
         raise ValueError(
             f"{path} does not fit the {len(want)} tensors expected: {'; '.join(counts)}; {remedy}"
         )
-    result = {
-        name: tensors[name].detach().to(like.dtype, copy=True).contiguous()
-        for name, like in reference.items()
-    }
+    result = {name: tensors[name].detach().to(like.dtype, copy=True).contiguous()
+              for name, like in reference.items()}  # fmt: skip
     # extremes pass NaN on, and cost a tenth of a test of every number
     broken = [n for n, t in result.items() if not torch.stack(t.aminmax()).isfinite().all()]
     if broken:

@@ -1,8 +1,5 @@
 """Class names, prompts and pictures of the 13 data sets, from the official files on disk.
 
-Pictures are read where the official archives unpack to, through torchvision where it knows the
-data set; `python -m experiment data` says what is there and fetches what can be fetched.
-
 "test" is the official test set, "validation" a tenth of the official training set, at most 5,000
 pictures, and "train" is the rest. Of validation sets that a data set brings, DTD's is part of the
 training set, RESISC45's is not used. EuroSAT has no official split, see `eurosat_indices`.
@@ -29,6 +26,7 @@ from scipy.io import loadmat
 from torch import Tensor
 from torchvision import datasets
 
+from experiment.profiles import refuse_unknown
 from experiment.real import facts
 from experiment.real.facts import DATA_SETS
 from experiment.tasks import SPLITS, Task
@@ -47,16 +45,12 @@ _Read: TypeAlias = tuple[Path, _Content, Sequence[int] | _Labels]
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of one split, decoded when asked for; a broken one is a ValueError.
-
-    `content` holds uint8 pixels `(n, height, width)` or `(n, height, width, 3)`; or paths relative
-    to `folder`, as bytes, which take a fifth of the memory of as many `str`.
-    """
+    """The pictures of one split, decoded when asked for; a broken one is a ValueError."""
 
     labels: Tensor  # int64 (n,)
     identity: str  # SHA-256 of the labels, with pixels, or with paths and sizes of the files
     folder: Path  # or file, where the pixels came from
-    content: npt.NDArray[Any]
+    content: npt.NDArray[Any]  # uint8 pixels (n, height, width[, 3]), or paths in `folder` as bytes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,9 +83,8 @@ def task(name: str, spaced: bool = False) -> Task:
     """Return class names and prompts of one data set.
 
     CIFAR100's names have underscores, as PAINT took them from torchvision, or are `spaced`.
-    ImageNet's come from open_clip, with two repairs. That list names classes 657 and 744 both
-    "missile" and classes 836 and 837 both "sunglasses", so one of each pair could never be
-    predicted. Here 744 is "projectile" and 836 is "sunglass", as in WordNet.
+    ImageNet's come from open_clip, where classes 657 and 744 are both "missile" and 836 and 837
+    both "sunglasses"; here 744 is "projectile" and 836 "sunglass", as in WordNet.
     """
     data = facts.get(name)
     classnames, templates = list(data.classnames), data.templates
@@ -110,7 +103,7 @@ def task(name: str, spaced: bool = False) -> Task:
 
 def missing(names: Iterable[str], root: Path) -> dict[str, str]:
     """Return what each data set that cannot be read lacks, and the remedy; open no picture."""
-    root, reasons = Path(root).expanduser(), {}
+    reasons = {}
     for name in names:
         needs = _needs(name, root)
         if absent := [path for path in needs if not path.exists()]:
@@ -126,7 +119,7 @@ def missing(names: Iterable[str], root: Path) -> dict[str, str]:
 
 def fingerprint(name: str, root: Path) -> str:
     """Return a digest of names, sizes and times of all files of a data set; open none."""
-    root, digest = Path(root).expanduser(), hashlib.sha256()
+    digest = hashlib.sha256()
     for need in _needs(name, root):
         walk = os.walk(need, followlinks=True)
         inside = [os.path.join(folder, file) for folder, _, files in walk for file in files]
@@ -141,7 +134,6 @@ def deviation(name: str, root: Path) -> str:
     """Say what cannot be read, or how numbers of pictures differ from the official ones, or ""."""
     data = facts.get(name)
     try:
-        root = _require(name, root)
         seen = [len(_whole(name, root, part)[2]) for part in ("train", "test")]
     except ValueError as error:
         return str(error).removeprefix(f"{name}: ").partition("; ")[0]
@@ -156,9 +148,7 @@ def open_split(name: str, root: Path, split: str, tracks: bool = False) -> Pictu
 
     With `tracks` GTSRB's validation set is made of whole tracks, see `track_indices`.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    root = _require(name, root)
+    refuse_unknown([split], SPLITS, "unknown split")
     folder, content, labels = _whole(name, root, "test" if split == "test" else "train")
     if split == "test":
         return pictures(name, folder, content, labels)
@@ -173,29 +163,30 @@ def pictures(name: str, folder: Path, content: _Content, labels: _Labels) -> Pic
     """Return pictures with what identifies them; an absent file is a ValueError."""
     if not len(labels):
         raise _refusal(name, f"no pictures in this split of {folder}")
-    digest = hashlib.sha256()
+    digest, absent = hashlib.sha256(), []
     if isinstance(content, np.ndarray):
-        array = np.ascontiguousarray(content)
-        digest.update(repr(array.shape).encode())
-        digest.update(array.data)
-        digest.update(labels.data)
-        return Pictures(torch.from_numpy(labels), digest.hexdigest(), folder, array)
-    absent = []
-    for file, label in zip(content, labels, strict=True):
-        try:
-            size = os.stat(f"{folder}{os.sep}{file}").st_size
-            digest.update(os.fsencode(f"{file.replace(os.sep, '/')}\0{size}\0{label}\n"))
-        except FileNotFoundError:
-            absent.append(file)
+        stored = np.ascontiguousarray(content)
+        for part in (repr(stored.shape).encode(), stored.data, labels.data):
+            digest.update(part)
+    else:
+        for file, label in zip(content, labels, strict=True):
+            try:
+                size = os.stat(f"{folder}{os.sep}{file}").st_size
+                digest.update(os.fsencode(f"{file.replace(os.sep, '/')}\0{size}\0{label}\n"))
+            except FileNotFoundError:
+                absent.append(file)
+        # as bytes, which take a fifth of the memory of as many str
+        stored = np.array([os.fsencode(file) for file in content])
     if absent:
         count = f"{len(absent)} of {len(content)} listed pictures are absent"
         raise _refusal(name, f"{count} from {folder}, first: {absent[0]}")
-    encoded = np.array([os.fsencode(file) for file in content])
-    return Pictures(torch.from_numpy(labels), digest.hexdigest(), folder, encoded)
+    return Pictures(torch.from_numpy(labels), digest.hexdigest(), folder, stored)
 
 
 def _whole(name: str, root: Path, part: str) -> tuple[Path, _Content, _Labels]:
     """Read an official training or test set, and refuse labels that cannot be right."""
+    if reason := missing([name], root):
+        raise ValueError(reason[name])
     drawn = root / "hub" / name / part if _is_drawn(name, root) else None
     folder, content, numbers = read_drawn(drawn) if drawn else _READERS[name](name, root, part)
     labels, last = np.asarray(numbers, dtype=np.int64), DATA_SETS[name].classes - 1
@@ -215,12 +206,15 @@ def read_drawn(place: Path) -> tuple[Path, _Content, _Labels]:
         return place, list(labels), np.array(list(labels.values()), dtype=np.int64)
 
 
-def validation_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _shuffled(n: int) -> _Labels:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
+
+
+def validation_indices(n: int) -> tuple[_Labels, _Labels]:
     """Divide n training pictures as `torch.utils.data.random_split` with seed 0 does."""
     if n < 2:
         raise ValueError(f"{n} training pictures cannot be divided into training and validation")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
-    kept = n - facts.held_out(n)
+    order, kept = _shuffled(n), n - facts.held_out(n)
     return order[:kept], order[kept:]
 
 
@@ -235,31 +229,25 @@ def track_indices(files: _Content, folder: Path) -> tuple[_Labels, _Labels]:
     if len(tracks) < 2 or "" in tracks:
         raise _refusal("GTSRB", f"the names of the files in {folder} tell no tracks")
     names, held = list(tracks), list[int]()
-    for row in torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist():
+    for row in _shuffled(len(names)):
         if len(held) < facts.held_out(len(files)):
             held += tracks.pop(names[row])
     kept = [index for track in tracks.values() for index in track]
     return np.array(kept, dtype=np.int64), np.array(held, dtype=np.int64)
 
 
-def eurosat_indices(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def eurosat_indices(n: int) -> tuple[_Labels, _Labels]:
     """Return training and test indices of EuroSAT: eight tenths and the last one, seed 0.
 
     Sizes are PAINT's, 21,600 and 2,700 of 27,000; it says of the draw only that it was random. The
     tenth between them is in the place of PAINT's own validation set and is not used.
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
+    order = _shuffled(n)
     return order[: n - 2 * (n // 10)], order[n - n // 10 :]
 
 
 def _refusal(name: str, problem: str) -> ValueError:
     return ValueError(f"{name}: {problem}; {_REMEDY}")
-
-
-def _require(name: str, root: Path) -> Path:
-    if reason := missing([name], root):
-        raise ValueError(reason[name])
-    return Path(root).expanduser()
 
 
 def place_of(name: str, root: Path) -> Path:
@@ -322,10 +310,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _cifar(name: str, root: Path, part: str) -> _Read:
     # Not through torchvision: it unpickles without restraint once its checksum holds.
-    data, home = DATA_SETS[name], place_of(name, root)
-    *train, test, meta = (home / need for need in data.needs)
-    kind = "fine_" if name == "CIFAR100" else ""
-    pixels, labels = [], []
+    *train, test, meta = (place_of(name, root) / need for need in DATA_SETS[name].needs)
+    kind, pixels, labels = "fine_" if name == "CIFAR100" else "", [], []
     for file in [meta, *train] if part == "train" else [meta, test]:
         with _reading(file), file.open("rb") as stream:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
@@ -336,7 +322,7 @@ def _cifar(name: str, root: Path, part: str) -> _Read:
                 pixels.append(batch.transpose(0, 2, 3, 1))
                 labels += content[f"{kind}labels"]
     _check_names(name, on_disk, meta)
-    return home, np.concatenate(pixels), labels
+    return meta.parent, np.concatenate(pixels), labels
 
 
 def _check_names(name: str, on_disk: Sequence[str], file: Path) -> None:
@@ -450,7 +436,10 @@ def _listed(name: str, root: Path, part: str) -> _Read:
     for file in lists[:-1] if part == "train" else lists[-1:]:
         # railway_station_001.jpg lies in railway_station, the others' lines have the folder
         end = "_" if name == "RESISC45" else "/"
-        pairs = [(line, line.rpartition(end)[0]) for line in lines(file)]
+        with _reading(file):
+            text = os.fsdecode(file.read_bytes())  # names of files, whatever the locale
+        lines = filter(None, map(str.strip, text.splitlines()))
+        pairs = [(line, line.rpartition(end)[0]) for line in lines]
         if name == "SUN397":  # "/a/apartment_building/outdoor" is an "apartment building outdoor"
             pairs = [(line, word[3:].replace("/", "_")) for line, word in pairs]
         if odd := [line for line, word in pairs if word not in label]:
@@ -460,13 +449,6 @@ def _listed(name: str, root: Path, part: str) -> _Read:
             above = {"DTD": "images/", "RESISC45": f"{word}/", "SUN397": ""}[name]
             samples.append((above + line.removeprefix("/"), label[word]))
     return _files(home, samples)
-
-
-def lines(file: Path) -> list[str]:
-    """Return the lines of a text file, stripped, without those that are empty."""
-    with _reading(file):
-        text = os.fsdecode(file.read_bytes())  # names of files, whatever the locale
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 _READERS: dict[str, Callable[[str, Path, str], _Read]] = {

@@ -1,13 +1,14 @@
-"""What is known of the 13 real data sets before their files are looked at, from `facts.toml`.
-
-Needs no torch, so that what the profile `paper` costs can be counted without it.
-"""
+"""What is known of the 13 real data sets before their files are looked at, from `facts.toml`."""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from experiment.profiles import refuse_unknown
+from experiment.run import Run
+from experiment.tasks import SPLITS, SplitName
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,23 @@ def held_out(train: int) -> int:
 
 def get(name: str) -> DataSet:
     """Return the data set called `name`, one of the 13."""
-    if name not in DATA_SETS:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATA_SETS)}")
+    refuse_unknown([name], DATA_SETS, "unknown data set")
     return DATA_SETS[name]
+
+
+def size(run: Run, task: str, split: str) -> int:
+    """Return how many pictures of a split of a data set the run uses."""
+    data, most = get(task), run.profile.images(split)
+    whole = {"train": data.train - data.validation, "validation": data.validation,
+             "test": data.test}[split]  # fmt: skip
+    return min(most or whole, whole)
+
+
+def splits(run: Run, task: str) -> dict[SplitName, int]:
+    """Return the splits of a data set that the run reads, and their sizes."""
+    trained = task in run.profile.patching and run.source == "own"
+    read = {"train": trained, "validation": run.choosing == "validation", "test": True}
+    return {split: size(run, task, split) for split in SPLITS if read[split]}
 
 
 def _spelt_out(row: dict[str, Any]) -> DataSet:

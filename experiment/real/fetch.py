@@ -1,9 +1,4 @@
-"""What is on disk of the real data sets, and fetching what can be fetched.
-
-`python -m experiment data` prints the table, `--fetch NAME` downloads one data set. A download is
-put together in the hidden folder `.NAME.part` beside its place and renamed when it is whole, so a
-stopped one never looks like a data set.
-"""
+"""What is on disk of the real data sets, and fetching what can be fetched."""
 
 import os
 import shutil
@@ -24,8 +19,7 @@ def data(_run: object, data: Path = Path("data"), name: str | None = None) -> No
 
 
 def table(root: Path) -> str:
-    """Return a text table of the 13 data sets under `root`: found or not, size, how to get them."""
-    root = Path(root).expanduser()
+    """Return what of the 13 data sets is under `root`, their sizes, and how to get them."""
     lacking = datasets.missing(DATA_SETS, root)
     odd = {name: datasets.deviation(name, root) for name in DATA_SETS if name not in lacking}
     rows = [("data set", "found", "lies in", "on disk", "how to get it")]
@@ -36,8 +30,7 @@ def table(root: Path) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     absent = "" if root.is_dir() else ", which does not exist"
     some = f", {n} of them in part" if (n := len([*filter(None, odd.values())])) else ""
-    found = f"{len(DATA_SETS) - len(lacking)} of {len(DATA_SETS)} found{some}"
-    lines += ["", f"{found} in {root}{absent}"]
+    lines += ["", f"{len(odd)} of {len(DATA_SETS)} found{some} in {root}{absent}"]
     if root.is_dir():
         lines += [f"- {reason.partition('; `')[0]}" for reason in lacking.values()]
         lines += [f"- {name}: {what}" for name, what in odd.items() if what]
@@ -52,13 +45,10 @@ def fetch(name: str, root: Path) -> None:
     torchvision checks archives by MD5, `hub.fetch` numbers of pictures and names of classes.
     ImageNet is only unpacked, from the user's own archives.
     """
-    root = Path(root).expanduser()
-    lack = datasets.missing([name], root).get(name)
-    if not lack:
+    if not (lack := datasets.missing([name], root).get(name)):
         return
     if name == "ImageNet":
-        _unpack_imagenet(root)
-        return
+        return _unpack_imagenet(root)
     if there := [top for top in _tops(name) if (root / top).exists()]:
         raise ValueError(
             f"{root / there[0]} is not a whole data set ({lack.partition(';')[0]}); "
@@ -81,20 +71,19 @@ def fetch(name: str, root: Path) -> None:
             f"fetching {name} failed ({type(error).__name__}: {error}); the same command goes on "
             f"from here. By hand: {DATA_SETS[name].by_hand}"
         ) from error
-    for top in _tops(name) if get is _official else (f"hub/{name}",):
+    for top in _tops(name) if get is _official else [f"hub/{name}"]:
         (root / top).parent.mkdir(exist_ok=True)
         os.rename(staging / top, root / top)
     shutil.rmtree(part)
 
 
-def _tops(name: str) -> tuple[str, ...]:
+def _tops(name: str) -> list[str]:
     """Return the files and folders of a data set that lie directly in the data folder."""
     data = DATA_SETS[name]
-    return tuple(dict.fromkeys(Path(data.folder, need).parts[0] for need in data.needs))
+    return [*dict.fromkeys(Path(data.folder, need).parts[0] for need in data.needs)]
 
 
 def _official(name: str, staging: Path) -> None:
-    """Let torchvision download and unpack."""
     options = [{"split": part} for part in ("train", "test")] if name in ("GTSRB", "SVHN") else [{}]
     for option in options:
         getattr(official, name)(str(staging), download=True, **option)

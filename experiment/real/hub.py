@@ -2,10 +2,7 @@
 
 `DATA=hub` draws what a run needs, `--fetch NAME` a whole data set whose original is gone, into the
 folder `hub/NAME`: pictures as the mirror encodes them, and `drawn.json` with repository and commit.
-Labels are mapped by the names of the classes, never by their numbers.
 """
-
-from __future__ import annotations
 
 import importlib
 import json
@@ -22,6 +19,7 @@ from experiment.profiles import SUPPORTED
 from experiment.progress import bar
 from experiment.real import datasets, facts
 
+Row = tuple[int, bytes, int]  # its place, the picture, our label
 ROOT = Path("hub")  # what DATA says
 _LOGIN = "accept its terms at https://huggingface.co/datasets/{}, then `.venv/bin/hf auth login`"
 
@@ -43,9 +41,8 @@ def fetch(name: str, root: Path, accept: bool = False) -> None:
             _draw(name, root / "hub" / name / part, part, None, accept)
 
 
-def open_split(
-    name: str, root: Path, split: str, images: int | None, accept: bool = False
-) -> datasets.Pictures:
+def open_split(name: str, root: Path, split: str, images: int | None, accept: bool = False
+) -> datasets.Pictures:  # fmt: skip
     """Open one split of a mirror, drawn into `root/hub/NAME` where it is not there yet.
 
     Of a sample of `images` every class has an equal share, drawn with seed 0. `accept` takes a
@@ -63,8 +60,8 @@ def open_split(
 def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) -> None:
     """Write the pictures of a split into a folder, and last `drawn.json`."""
     data, part = facts.get(name), "test" if split == "test" else "train"
-    official, said = (data.test, data.train)[part == "train"], dict(data.hub)
-    path, columns = said["path"], [said.get(kind, kind) for kind in ("image", "label")]
+    official, said = data.test if part == "test" else data.train, dict(data.hub)
+    path, image, label = said["path"], said.get("image", "image"), said.get("label", "label")
     staging, labels, count = place.with_name(f".{place.name}.part"), dict[str, int](), 0
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -73,21 +70,20 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
         revision = _revision(said, place.parent)
         rows = library.load_dataset(path, said.get("name"), split=said.get(part, part),
                                     streaming=True, revision=revision)  # fmt: skip
-        rows = rows.cast_column(columns[0], library.Image(decode=False))
-        number = _numbers(name, path, rows.features[columns[1]])
+        rows = rows.cast_column(image, library.Image(decode=False))
+        number = _numbers(name, path, rows.features[label])
 
-        def read() -> Iterator[tuple[int, bytes, int]]:
+        def read() -> Iterator[Row]:
             nonlocal count
-            for index, row in enumerate(bar(rows, f"{name} {split}", total=official, unit="img")):
-                count = index + 1
-                yield index, row[columns[0]]["bytes"], number[row[columns[1]]]
+            for row in bar(rows, f"{name} {split}", total=official, unit="img"):
+                count += 1
+                yield count - 1, row[image]["bytes"], number[row[label]]
 
-        chosen: Iterable[tuple[int, bytes, int]] = read()
-        if images is not None:
-            chosen = _sample(name, split, chosen, images, said.get("shuffled", False))
-        for index, picture, label in chosen:
+        shuffled = said.get("shuffled", False)
+        chosen = read() if images is None else _sample(name, split, read(), images, shuffled)
+        for index, picture, own in chosen:
             (staging / f"{index:07d}").write_bytes(picture)
-            labels[f"{index:07d}"] = label
+            labels[f"{index:07d}"] = own
     except Exception as error:  # of the library and of two network clients
         if str(error).startswith(f"{name}: "):  # our own, of the names
             raise
@@ -97,8 +93,7 @@ def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) 
             f"{name}: {path} cannot be read from the Hub ({text}); the same command begins this "
             f"split again{login}"
         ) from error
-    whole = images is None or not said.get("shuffled")
-    if whole and count != official and not accept:
+    if (images is None or not shuffled) and count != official and not accept:
         raise ValueError(
             f"{name}: {path} has {count:,} {part} pictures, officially {official:,}; "
             f"ACCEPT={name} takes them nevertheless"
@@ -118,7 +113,7 @@ def _library() -> Any:
 
 
 def _revision(said: dict[str, Any], home: Path) -> str | None:
-    """Return the commit to read: that of the table, of what is drawn already, or the newest."""
+    """Return the commit to read: of what is drawn already, of the table, or the newest."""
     for note in home.glob("*/drawn.json"):
         return str(json.loads(note.read_text(encoding="utf-8"))["revision"])
     if "revision" in said or Path(said["path"]).is_dir():
@@ -138,13 +133,14 @@ def _numbers(name: str, path: str, feature: Any) -> list[int]:
     for said in getattr(feature, "names", None) or []:
         word = _plain(said)
         # ImageNet has two cranes, which a mirror may call crane and crane2
-        places = known.get(word) or known.get(word.rstrip("0123456789")) or []
-        found.append(places.pop(0) if places else -1)
-        unknown += [said] if found[-1] < 0 else []
+        if places := known.get(word) or known.get(word.rstrip("0123456789")):
+            found.append(places.pop(0))
+        else:
+            unknown.append(said)
     classes = facts.get(name).classes
     if unknown or len(set(found)) != classes:
         first = f"; unknown: {len(unknown)}, first {unknown[0]!r}" if unknown else ""
-        named = f"name {len(set(found) - {-1})} of {classes} classes{first}"
+        named = f"name {len(set(found))} of {classes} classes{first}"
         raise ValueError(
             f"{name}: the labels of {path} {named}; labels are mapped by name, so it is of "
             "no use: DATA=FOLDER takes the official files"
@@ -167,8 +163,8 @@ def _plain(name: str) -> str:
 
 
 def _sample(
-    name: str, split: str, rows: Iterable[tuple[int, bytes, int]], images: int, shuffled: bool
-) -> Iterator[tuple[int, bytes, int]]:
+    name: str, split: str, rows: Iterable[Row], images: int, shuffled: bool
+) -> Iterator[Row]:
     """Draw twice each class's share, seeded, from which `pixels.choose` makes up for small classes.
 
     A shuffled mirror is read until the shares are full, any other to its end. A supported task is
@@ -178,7 +174,7 @@ def _sample(
     held = set(datasets.validation_indices(data.train)[1].tolist())
     divided = split != "test" and name not in SUPPORTED
     share, draw = math.ceil(images / data.classes), random.Random(0)
-    kept: dict[int, list[tuple[int, bytes, int]]] = {}
+    kept: dict[int, list[Row]] = {}
     seen = Counter[int]()
     for row in rows:
         if divided and (row[0] in held) != (split == "validation"):

@@ -1,7 +1,5 @@
 """Score the supported tasks at the zero-shot weights, where all paths begin, once for all."""
 
-from __future__ import annotations
-
 import json
 
 import torch
@@ -15,8 +13,7 @@ from experiment.session import Session
 def baseline(run: Run, *supported: str) -> None:
     """Write the tasks' losses and their gradients: only the direction differs by path."""
     session = Session(run)
-    visual = session.tower()
-    parent = weights.metadata(run.zero_shot)["digest"]
+    visual, parent = session.tower(), weights.metadata(run.zero_shot)["digest"]
     for task in bar(supported, "baselines"):
         chosen = session.losses(visual, [task], run.choosing)[task]
         images, gradient = chosen.evaluate(), chosen.gradient()

@@ -1,7 +1,5 @@
 """Describe a run: what its pages need beyond the pairs, and where it comes from."""
 
-from __future__ import annotations
-
 import csv
 import importlib.metadata
 import platform
@@ -10,31 +8,35 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional as V
+
 from experiment import cost, gallery, results, weights
 from experiment.run import Run
+from experiment.session import Session
 from experiment.tasks import SPLITS
+from experiment.twins import micro
+from paintlib.files import replacing
 
 _PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib", "papermill", "jupytext",
              "jupyter-book", "nbval", "snakemake")  # fmt: skip
+# what the twins were drawn to show follows from these
+DESIGN = ("CAPTION_NOISE", "WILD_SHARE", "TARGET_STYLE_LEAK", "OBJECT_SHARE", "MNIST_LIMIT")
 
 
 def describe(run: Run) -> None:
     """Write `run.json` and a few test images a task."""
-    from experiment.session import Session  # imports torch, which `provenance` does without
-
-    gallery.write_pictures(Session(run))
-    profile = run.profile
-    tasks: dict[str, Any] = {}
+    write_pictures(Session(run))
+    profile, tasks = run.profile, {}
     for task in profile.tasks:
         images: dict[str, Any] = {split: profile.images(split) for split in SPLITS}
         if profile.real:
             decoded = results.read_json(run.images(task))["splits"]
             images = {split: decoded[split]["images"] for split in decoded}
-        tasks[task] = {
-            "label": profile.label(task),
-            "classes": len(weights.load(run.head(task))[0]["head"]),
-            "images": images,
-        }
+        classes = len(weights.load(run.head(task))[0]["head"])
+        tasks[task] = {"label": profile.label(task), "classes": classes, "images": images}
     content = {
         **run.choices,
         "supported": profile.supported,
@@ -45,6 +47,34 @@ def describe(run: Run) -> None:
         "flops": cost.clip_flops()._asdict(),
     }
     results.write_json(run.results / "run.json", content)
+
+
+def write_pictures(session: Session) -> None:
+    """Write a strip of shown images a task, and `tasks.json`.
+
+    A twin has a second strip, its first test image of each class; the file then tells its design.
+    """
+    run, folder = session.run, session.run.results / "pictures"
+    design = {name: getattr(micro, name) for name in DESIGN} | {**run.profile.design}
+    content: dict[str, Any] = {"tasks": {}, **({} if run.profile.real else {"design": design})}
+    for task in run.profile.tasks:
+        images, labels, *_ = session.split(task, "test")
+        where, strip, more = gallery.positions(len(labels)), f"{task}.png", {}
+        if run.profile.real:
+            strip, names = f"{task}.jpg", results.read_json(run.images(task))["classnames"]
+            strips = {strip: V.resize(images[where], [64, 64])}
+        else:
+            names = micro.TASKS[task].classnames
+            first = [labels.tolist().index(label) for label in range(len(names))]
+            strips = {strip: images[where], f"{task}-classes.png": images[first]}
+            more = {"first": first, "templates": micro.TASKS[task].templates}
+        for file, shown in strips.items():
+            pixels = np.concatenate([*shown.permute(0, 2, 3, 1).numpy()], axis=1)  # side by side
+            with replacing(folder / file) as part:
+                Image.fromarray(pixels).save(part, quality=85, optimize=True)
+        told = {"strip": strip, "positions": where, "labels": labels[where].tolist()}
+        content["tasks"][task] = told | {"classnames": names} | more
+    results.write_json(folder / "tasks.json", content, flat=True)
 
 
 def provenance(run: Run) -> None:
@@ -59,19 +89,11 @@ def provenance(run: Run) -> None:
     versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     device = processor()
     if run.profile.real:
-        import torch
-
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    noise = {task: run.noise(task) for task in run.profile.patching}
-    measured = {task: max(results.read_json(file).values())
-                for task, file in noise.items() if file.exists()}  # fmt: skip
-    content = {
-        "commit": _commit(),
-        "device": device,
-        "versions": versions,
-        "seconds": seconds,
-        **({"noise": measured} if measured else {}),
-    }
+    content = {"commit": _commit(), "device": device, "versions": versions, "seconds": seconds}
+    measured = [task for task in run.profile.patching if run.noise(task).exists()]
+    noise = {task: max(results.read_json(run.noise(task)).values()) for task in measured}
+    content |= {"noise": noise} if noise else {}
     results.write_json(run.results / "provenance.json", content)
 
 
@@ -85,13 +107,9 @@ def processor() -> str:
 
 def _commit() -> str:
     """Return the short hash of the code's commit, with "+" if the code differs from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"]
     try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        return head + ("+" if _git("status", "--porcelain") else "")
+        said = subprocess.run(command, check=True, capture_output=True, cwd=results.ROOT, text=True)
+        return said.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(results.ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

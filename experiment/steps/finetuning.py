@@ -1,7 +1,5 @@
 """Fine-tune the image tower, or take public weights."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +21,11 @@ def finetune(run: Run, patching: str) -> None:
 
         if run.source == "hub":
             file = checkpoints.hub_checkpoint(patching)
+        elif given := run.given(patching):
+            file = Path(given[0])
         else:
-            file = checkpoints.local_checkpoint(Path(run.finetuned), patching)
+            what = f"holds neither {patching}.safetensors nor {patching}.pt"
+            raise ValueError(f"{run.finetuned} {what}; add one, or give FINETUNED=own")
         tower = checkpoints.import_image_tower(file, visual.state_dict())
         weights.save(target, tower, task=patching, parent=parent, imported=file.name)
         return
@@ -34,8 +35,8 @@ def finetune(run: Run, patching: str) -> None:
     if run.profile.limit or run.profile.sample:  # a data set may be smaller
         recipe = replace(recipe, batch_size=min(recipe.batch_size, len(split.labels)))
     # bfloat16 needs no scaling of the loss; a device that is no faster with it trains in float32
-    gpu = session.device.type == "cuda"
-    fast = torch.cuda.get_device_capability(session.device) >= (8, 0) if gpu else has_amx()
+    gpu, amx = session.device.type == "cuda", torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.get_device_capability(session.device) >= (8, 0) if gpu else amx
     precision = torch.bfloat16 if fast and run.profile.real else None
     head = session.head(patching)
     images = session.identity(patching, "train")
@@ -48,8 +49,3 @@ def finetune(run: Run, patching: str) -> None:
     weights.save(target, visual.state_dict(), task=patching, step=recipe.steps, seed=run.seed,
                  recipe=recipe, precision=precision or torch.float32, parent=parent)  # fmt: skip
     checkpoint.unlink(missing_ok=True)
-
-
-def has_amx() -> bool:
-    """Say whether this processor multiplies bfloat16 matrices in tiles, far faster than float32."""
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -1,68 +1,62 @@
-"""The first steps of a run on real data sets: decode them, take CLIP's weights, make the heads."""
+"""The steps of real data sets alone: decode them, take CLIP's weights, make heads, verify them."""
 
-from __future__ import annotations
-
+import csv
+import math
 import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from experiment import clip, pixels, results
 from experiment.progress import bar
 from experiment.real import checkpoints, datasets, facts, hub
 from experiment.run import Run
 from experiment.session import Session
-from experiment.tasks import SPLITS, SplitName, Task
+from experiment.tasks import Split, Task
 from experiment.weights import load, save
 
 DATA = Path("data")  # where data sets are looked for
+PUBLISHED = results.ROOT / "book/published/vitb32_accuracy.csv"
+CAUSES = (
+    "the order of the labels, class names or templates, the activation (QuickGELU or GELU), the "
+    "preprocessing of the images, other weights"
+)
+IMAGES = 2000  # to verify with, at most; five standard errors are then 5.6 points or less
 _SIDE = 224  # pixels of CLIP ViT-B/32
 _TOWER = 4 * 87_849_216  # bytes of its image tower
 
 
 def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
-    """Decode the splits of a data set in the folder `data` into the cache; write where they are.
-
-    With `data` = hub the pictures are drawn from its mirror first.
-    """
+    """Decode a data set of a folder, or of its mirror (`hub`), into the cache; write its places."""
     described = datasets.task(task, "cifar100-spaces" in run.variants)
     caches = _caches(run, task, data)
     for split, cache in caches.items():
         what, count = f"{task} {split}", len(cache)
         if not cache.ready:
-            size = f"{count} images, {tqdm.format_sizeof(cache.bytes, 'B')}"
+            size = f"{count} images, {cache.bytes / 1e9:.3f} GB"
             print(f"paintlib: decoding {what}: {size} in {run.cache}", flush=True)
         with bar(None, f"decode {what}", total=count) as progress:
             for done in cache.write(workers if count > 500 else 0):
                 progress.update(done - progress.n)
-    content = {
-        "task": task,
-        "classnames": described.classnames,
-        "templates": described.templates,
-        "splits": {split: {"cache": c.key, "images": len(c)} for split, c in caches.items()},
-    }
-    results.write_json(run.images(task), content)
+    splits = {split: {"cache": c.key, "images": len(c)} for split, c in caches.items()}
+    about = {"classnames": described.classnames, "templates": described.templates}
+    results.write_json(run.images(task), {"task": task, **about, "splits": splits})
 
 
 def check(run: Run, data: Path = DATA, weights: str = "") -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
-    depends. One that was taken away since it was decoded is not missed. All data sets that are
-    missing are named in a ValueError, and so are those whose numbers of pictures are not the
-    official ones, fine-tuned weights, a file of `weights`, and a disk without the room.
+    depends. One that was taken away since it was decoded is not missed. All that are missing or
+    not whole are named in a ValueError; so are weights that are missing, and a disk without room.
     """
-    if weights not in ("", "openai", "random") and not Path(weights).is_file():
-        import open_clip
-
-        tags = open_clip.list_pretrained_tags_by_model(run.profile.clip)
-        if weights not in tags:
-            raise ValueError(f"WEIGHTS={weights} is no file, and none of {', '.join(tags)}")
-    tasks, there = run.profile.tasks, [] if data == hub.ROOT else list(run.profile.tasks)
-    wanted = [task for task in there if not run.images(task).exists()]
-    if missing := datasets.missing(wanted, data):
+    if weights not in ("", "openai", "random"):
+        checkpoints.tag_of(str(run.profile.clip), weights)
+    tasks, drawn = run.profile.tasks, data == hub.ROOT
+    there = () if drawn else tasks
+    wanted = [task for task in tasks if not run.images(task).exists()]
+    if missing := {} if drawn else datasets.missing(wanted, data):
         lines = "".join(f"\n  {why.partition('; `')[0]}" for why in missing.values())
         raise ValueError(
             f"{len(missing)} of {len(tasks)} data sets are not in {data.resolve()}:"
@@ -74,8 +68,8 @@ def check(run: Run, data: Path = DATA, weights: str = "") -> None:
             f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
             f"fine-tuned weights: TASK.safetensors and TASK.pt are missing for {', '.join(lost)}"
         )
-    if data == hub.ROOT:
-        hub.check(wanted := [t for t in tasks if not run.images(t).exists()], run.cache)
+    if drawn:
+        hub.check(wanted, run.cache)
         if "GTSRB" in wanted and "gtsrb-tracks" in run.variants:
             raise ValueError("gtsrb-tracks needs DATA=FOLDER: the mirror's images tell no tracks")
     _check_room(run, data)
@@ -94,19 +88,17 @@ def check(run: Run, data: Path = DATA, weights: str = "") -> None:
 
 def _look(run: Run, task: str, data: Path) -> str:
     """Note whether a data set has changed, and return how it deviates from the official one."""
-    note, before = run.images(task).with_suffix(".seen"), {}
-    if note.exists():
-        before = results.read_json(note)
-    seen = {"fingerprint": datasets.fingerprint(task, data)}
-    if before.get("fingerprint") != seen["fingerprint"]:
-        before = seen | {"deviation": datasets.deviation(task, data)}
+    note, fingerprint = run.images(task).with_suffix(".seen"), datasets.fingerprint(task, data)
+    seen = results.read_json(note) if note.exists() else {}
+    if seen.get("fingerprint") != fingerprint:
+        seen = {"fingerprint": fingerprint, "deviation": datasets.deviation(task, data)}
         if run.images(task).exists():
             decoded = results.read_json(run.images(task))["splits"]
             keys = {split: cache.key for split, cache in _caches(run, task, data).items()}
             if keys != {split: entry["cache"] for split, entry in decoded.items()}:
                 results.write_json(run.source_of(task), keys)
-        results.write_json(note, before)
-    return str(before["deviation"])
+        results.write_json(note, seen)
+    return str(seen["deviation"])
 
 
 def _check_room(run: Run, data: Path) -> None:
@@ -119,20 +111,15 @@ def _check_room(run: Run, data: Path) -> None:
     notes = [results.read_json(file) for file in run.cache.parent.glob("*/tasks/*.json")]
     splits = [(note["task"], *item) for note in notes if note for item in note["splits"].items()]
     decoded = {(t, s, e["images"]) for t, s, e in splits if (run.cache / e["cache"]).is_dir()}
-    pictures, downloads = 0, 0.0
+    lacking = [t for t in run.profile.patching if not run.fine_tuned(t).exists()]
+    images, weights = 0.0, (len(lacking) + 5) * _TOWER
     for task in run.profile.tasks:
-        known = facts.get(task)
-        whole = {"train": known.train - known.validation, "validation": known.validation,
-                 "test": known.test}  # fmt: skip
-        for split in _splits(run, task):
-            count = min(run.profile.images(split) or whole[split], whole[split])
-            pictures += count * ((task, split, count) not in decoded)
-        if data == hub.ROOT and not run.profile.images("test"):
-            downloads += 1e9 * float(known.size.split()[0])
-    lacking = [task for task in run.profile.patching if not run.fine_tuned(task).exists()]
-    cached, weights = pictures * 3 * _SIDE**2 + downloads, (len(lacking) + 5) * _TOWER
+        own = facts.splits(run, task).items()
+        images += sum(3 * _SIDE**2 * n for split, n in own if (task, split, n) not in decoded)
+        if data == hub.ROOT and not run.profile.images("test"):  # whole sets are downloaded
+            images += 1e9 * float(facts.get(task).size.split()[0])
     disks: dict[int, tuple[Path, float]] = {}
-    for folder, need in ((run.cache.absolute(), cached), (run.folder.absolute(), weights)):
+    for folder, need in ((run.cache.absolute(), images), (run.folder.absolute(), weights)):
         place = next(path for path in (folder, *folder.parents) if path.exists())
         disk = place.stat().st_dev
         disks[disk] = (place, need + disks.get(disk, (place, 0.0))[1])
@@ -179,22 +166,57 @@ def head(run: Run, task: str) -> None:
     save(run.head(task), {"head": rows}, task=task)
 
 
-def _splits(run: Run, task: str) -> list[SplitName]:
-    """Return the splits that a run reads."""
-    trained = task in run.profile.patching and run.source == "own"
-    read = {"train": trained, "validation": run.choosing == "validation", "test": True}
-    return [split for split in SPLITS if read[split]]
-
-
 def _caches(run: Run, task: str, data: Path) -> dict[str, pixels.Cache]:
     caches: dict[str, pixels.Cache] = {}
-    for split in _splits(run, task):
-        images, tracks = run.profile.images(split), "gtsrb-tracks" in run.variants
+    for split in facts.splits(run, task):
+        images = run.profile.images(split)
         if data == hub.ROOT:
             pictures = hub.open_split(task, run.cache, split, images, task in run.accept)
         else:
-            pictures = datasets.open_split(task, data, split, tracks)
+            pictures = datasets.open_split(task, data, split, "gtsrb-tracks" in run.variants)
         fit: pixels.Fit = "squash" if split == "train" else "crop"
         rows = pixels.choose(pictures, images, bool(run.profile.sample))
         caches[split] = pixels.Cache(run.cache, pictures, rows, _SIDE, fit)
     return caches
+
+
+def verify(run: Run, kind: str, task: str) -> None:
+    """Write a task's accuracy on test images, or refuse one that is far from all published ones."""
+    session = Session(run)
+    visual = session.tower()
+    if kind == "fine_tuned":
+        visual.load_state_dict(load(run.fine_tuned(task))[0])
+    images, labels, *_ = session.split(task, "test")
+    every = math.ceil(len(labels) / IMAGES)  # some data sets are sorted by class
+    score = session.loss(visual, task, Split(images[::every], labels[::every])).score()
+    # few training images make no published accuracy, but they should do no harm
+    whole = kind == "heads" or run.source != "own" or not run.profile.sample
+    compared = "zero_shot" if kind == "heads" else kind
+    problem = deviation(task, compared, score.accuracy, score.images, whole=whole)
+    dry = run.profile.limit or run.choices["weights"] == "random"
+    if problem and not dry and task not in run.accept:
+        raise ValueError(f"{problem}; likely causes: {CAUSES}; ACCEPT={task} goes on all the same")
+    [file] = run.verified(kind, task)
+    results.write_json(file, {**score._asdict(), "deviation": problem})
+
+
+def deviation(task: str, kind: str, accuracy: float, images: int, *, whole: bool = True) -> str:
+    """Say how an accuracy is outside what is published by 5 standard errors and 3 points, or "".
+
+    Without the `whole` training set, an accuracy may lie anywhere above the zero-shot ones.
+    """
+    known: dict[str, list[float]] = {}
+    with PUBLISHED.open(encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["dataset"] == task:
+                known.setdefault(row["kind"], []).append(float(row["accuracy"]) / 100)
+    low, high = min(known[kind if whole else "zero_shot"]), max(known[kind])
+    nearest = min(max(accuracy, low), high)
+    error = math.sqrt(nearest * (1 - nearest) / images)
+    if abs(accuracy - nearest) <= max(5 * error, 0.03):
+        return ""
+    what = f"{kind.replace('_', '-')} accuracy on {images} test images"
+    return (
+        f"{task}: the {what} is {100 * accuracy:.1f} %, published ones are {100 * low:.1f} to "
+        f"{100 * high:.1f} % ({abs(accuracy - nearest) / error:.0f} standard errors away)"
+    )

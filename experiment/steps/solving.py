@@ -1,13 +1,10 @@
 """Evaluate one path, solve its pairs, and write everything their pages show."""
 
-from __future__ import annotations
-
 import functools
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiment import gallery, results, weights
+from experiment import clip, gallery, results, weights
+from experiment.pixels import to_device
 from experiment.profiles import ALPHAS
 from experiment.progress import bar
 from experiment.run import Run
@@ -32,6 +30,7 @@ from paintlib.store import Store
 
 NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
 DRAWS = 500  # of the bootstrap
+RANKS = 3  # likeliest classes told of a shown picture
 MIDDLE = 0.5  # of the path, where the noise is measured
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
@@ -45,7 +44,8 @@ def solve(run: Run, patching: str) -> None:
     session = Session(run)
     tasks = (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)
-    store = _open_store(session, patching)
+    key = session.key(patching)
+    store = Store(session.stored("evaluations", patching, key), key)
     tests, gradients = _take_baselines(run, path, store)
     chosen = session.losses(visual, tasks, run.choosing)
     for alpha in bar(ALPHAS, f"curves to {patching}"):
@@ -53,7 +53,7 @@ def solve(run: Run, patching: str) -> None:
             path.set_(visual, alpha)
             store.put(alpha, {task: chosen[task].evaluate() for task in missing})
     noise = measure_noise(session, visual, path, patching, store)
-    gallery.write_predictions(session, visual, path, patching)
+    write_predictions(session, visual, path, patching)
     held_out = session.losses(visual, tasks, "test")
 
     def tested(alpha: float, pair: Sequence[str]) -> list[Score]:
@@ -63,8 +63,8 @@ def solve(run: Run, patching: str) -> None:
                 tests[alpha, task] = held_out[task].score()
         return [tests[alpha, task] for task in pair]
 
-    for pair, classes, losses in _pairs(session, chosen, patching):
-        objective = PairObjective(path, losses, classes, NORMALISATION, names=pair, store=store)
+    for objective, classes in _objectives(session, path, chosen, store, [NORMALISATION]):
+        pair = objective.names
         if not run.profile.limit:
             refuse_noise(objective, math.hypot(*(noise[task] for task in pair)))
         record = solve_pair(objective, classes, path.length, gradients[pair[0]])
@@ -78,6 +78,54 @@ def solve(run: Run, patching: str) -> None:
         whose = _by_role(pair) | {"labels": _by_role([run.profile.label(task) for task in pair])}
         results.write_pair(run.pair(*pair), {"schema": 2, **whose, "run": run.choices, **record})
     _publish(store, run.evaluations(patching))
+
+
+def complete(run: Run, patching: str) -> None:
+    """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
+    session = Session(run)
+    visual, path = session.tower(empty=True), session.path(patching)
+    key = session.key(patching)
+    store = Store(session.stored("evaluations", patching, key), key)
+    tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
+    for objective, _ in _objectives(session, path, tasks, store, NORMALISATIONS):
+        search(objective)
+    _publish(store, run.folder / "complete" / f"{patching}.npz")
+
+
+def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLoss], store: Store,
+                kinds: Iterable[str]) -> Iterator[tuple[PairObjective, list[int]]]:  # fmt: skip
+    """Go through the pairs of a path to the last of the tasks, with their numbers of classes."""
+    *supported, patching = losses
+    for pair in bar([(task, patching) for task in supported], f"pairs of {patching}"):
+        classes, own = [len(session.head(task)) for task in pair], [losses[task] for task in pair]
+        for kind in kinds:
+            yield PairObjective(path, own, classes, kind, names=pair, store=store), classes
+
+
+def _publish(store: Store, target: Path) -> None:
+    with replacing(target) as part:
+        shutil.copyfile(store.file, part)
+
+
+def write_predictions(session: Session, visual: nn.Module, path: WeightPath, patching: str) -> None:
+    """Write the likeliest classes of the shown images along a path, whose weights `visual` gets."""
+    run, asked, content = session.run, {}, {}
+    rows: list[list[Any]] = []  # of alphas, then tasks
+    for task in (*run.profile.supported, patching):
+        split = session.split(task, "test")
+        images = to_device(split.images[gallery.positions(len(split.labels))], session.device)
+        asked[task] = images, clip.classifier(visual, session.head(task), run.profile.pixels)
+    with torch.inference_mode():
+        for alpha in ALPHAS:
+            path.set_(visual, alpha)
+            rows.append([logits(x).double().softmax(1).topk(RANKS) for x, logits in asked.values()])
+    for task, tops in zip(asked, zip(*rows, strict=True), strict=True):
+        # (images, ranks, alphas): one line of the file follows one rank of one image along the path
+        likely, classes = (torch.stack(column, -1).cpu() for column in zip(*tops, strict=True))
+        rounded = likely.numpy().round(4).tolist()
+        content[task] = {"classes": classes.tolist(), "probabilities": rounded}
+    record = {"patching": patching, "alphas": ALPHAS, "tasks": content}
+    results.write_json(run.predictions(patching), record, flat=True)
 
 
 def search(objective: PairObjective) -> dict[str, solver.Solution]:
@@ -124,8 +172,8 @@ def measure_noise(session: Session, visual: nn.Module, path: WeightPath, patchin
                   store: Store) -> dict[str, float]:  # fmt: skip
     """Write what rounding changes in each task's loss, as a share of the zero-shot loss.
 
-    The middle of the path is scored again in other batches. What an image's loss changes by is the
-    noise of one loss; that of their mean is never taken below the change of the mean itself.
+    The middle of the path is scored again in other batches. The noise is that of the mean of the
+    images' changes, never below the change of the mean itself.
     """
     path.set_(visual, MIDDLE)
     noise = {}
@@ -170,8 +218,8 @@ def solve_pair(
     paid["grid"] = len(grid.trace) - 2  # the ends, which all methods share
     paid["quintic"] += paid["grid"]
     errors = {name: sampling.standard_error(objective, found) for name, found in answers.items()}
-    against = {name: (answers[name].alpha, grid.alpha) for name in ("quintic", "log_quintic")}
-    differences = {name: sampling.difference(objective, *two) for name, two in against.items()}
+    differences = {name: sampling.difference(objective, answers[name].alpha, grid.alpha)
+                   for name in ("quintic", "log_quintic")}  # fmt: skip
     curves = [[objective.images(alpha)[i] for alpha in ALPHAS] for i in (0, 1)]
     images = [np.stack([row.losses for row in curve]) for curve in curves]
     spread = sampling.bootstrap(ALPHAS, images, classes, objective.normalisation, draws=DRAWS)
@@ -195,15 +243,10 @@ def solve_pair(
             for name, found in answers.items()
         },
         "sampling": {
-            **{
-                name: {"difference": found[0], "stderr": found[1]}
-                for name, found in differences.items()
-                if found is not None  # never: all images were evaluated here
-            },
-            "stderr": {
-                name: error and [x if math.isfinite(x) else None for x in error]
-                for name, error in errors.items()
-            },
+            **{name: dict(zip(("difference", "stderr"), found or (), strict=True))
+               for name, found in differences.items()},
+            "stderr": {name: error and [x if math.isfinite(x) else None for x in error]
+                       for name, error in errors.items()},
             "bootstrap": {**spread._asdict(), "draws": DRAWS},
         },
         "metrics": {
@@ -218,30 +261,6 @@ def solve_pair(
     }  # fmt: skip
 
 
-def complete(run: Run, patching: str) -> None:
-    """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
-    session = Session(run)
-    visual, path = session.tower(empty=True), session.path(patching)
-    store = _open_store(session, patching)
-    tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
-    for pair, classes, losses in _pairs(session, tasks, patching):
-        for kind in NORMALISATIONS:
-            objective = PairObjective(path, losses, classes, kind, names=pair, store=store)
-            grid = solver.grid(objective, step=0.05)
-            solver.quintic(objective, known=grid.trace)
-            ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
-            solver.log_quintic(objective, known=ends, xtol=xtol)
-    _publish(store, run.folder / "complete" / f"{patching}.npz")
-
-
-def _pairs(
-    session: Session, tasks: Mapping[str, TaskLoss], patching: str
-) -> Iterator[tuple[tuple[str, str], list[int], list[TaskLoss]]]:
-    for supported in bar(session.run.profile.supported, f"pairs of {patching}"):
-        pair = (supported, patching)
-        yield pair, [len(session.head(task)) for task in pair], [tasks[task] for task in pair]
-
-
 def _by_role(both: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(("supported", "patching"), both, strict=True))
 
@@ -250,9 +269,10 @@ def _points(answers: Mapping[str, float], score: Callable[[float], Sequence[Scor
 ) -> dict[str, Any]:  # fmt: skip
     at = {"zero_shot": 0.0, **answers, "fine_tuned": 1.0}
     return {
-        name: {"alpha": alpha, **_by_role([_plain(found) for found in score(alpha)])}
+        name: {"alpha": alpha, **_by_role([{"loss": s.loss, "accuracy": s.accuracy}
+                                           for s in score(alpha)])}
         for name, alpha in at.items()
-    }
+    }  # fmt: skip
 
 
 def _mean(found: Sequence[Any]) -> Any:
@@ -260,22 +280,6 @@ def _mean(found: Sequence[Any]) -> Any:
     if isinstance(found[0], Mapping):
         return {key: _mean([one[key] for one in found]) for key in found[0]}
     return math.fsum(found) / len(found)
-
-
-def _plain(score: Score) -> dict[str, float]:
-    return {"loss": score.loss, "accuracy": score.accuracy}
-
-
-def _open_store(session: Session, patching: str) -> Store:
-    """Open the store of one path; evaluations of other weights or images have another file."""
-    key = session.key(patching)
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    return Store(session.run.folder / "evaluations" / f"{patching}-{digest}.npz", key)
-
-
-def _publish(store: Store, target: Path) -> None:
-    with replacing(target) as part:
-        shutil.copyfile(store.file, part)
 
 
 def _take_baselines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+import open_clip
 import torch
 from torch import Tensor
 
@@ -22,8 +23,6 @@ class Tokenizer:
     """
 
     def __init__(self, context_length: int, vocabulary: Tensor) -> None:
-        import open_clip
-
         self._encode = open_clip.SimpleTokenizer(context_length=context_length)
         self.vocabulary = vocabulary  # int64, ascending
 

@@ -153,7 +153,7 @@ def test_page_is_whole_where_a_minimum_is_an_end_and_a_loss_constant(name, tmp_p
 
 
 def test_unknown_setting_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no setting 'step'; choose from supported, patching, nor"):
+    with pytest.raises(ValueError, match="no setting 'step'; choose one of supported, patch"):
         curves.curves(None, write(tmp_path, GOOD), parameters=[("step", "0.1")])
 
 

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, CLIPVisionModel
 from experiment import clip
 from experiment.real import checkpoints
 from experiment.real.checkpoints import import_image_tower, pretrained_clip
+from experiment.run import Run
 from experiment.tasks import Task
 from experiment.twins import small_clip
 
@@ -415,7 +416,7 @@ def test_a_file_that_is_another_clip_is_refused(tiny, tiny_in_open_clip, tmp_pat
     ("name", "weights", "match"),
     [
         ("ViTB32", "openai", "'ViTB32' is no architecture with both towers of open_clip"),
-        ("ViT-B-32", "opnai", "'opnai' are no file, and no tag of ViT-B-32: openai"),
+        ("ViT-B-32", "opnai", "WEIGHTS=opnai is no file, and none of the tags of ViT-B-32: openai"),
         ("ViT-B-32", "openai", "with QuickGELU; use 'ViT-B-32-quickgelu'"),
         ("ViT-B-32-quickgelu", "laion2b_e16", "with GELU; use 'ViT-B-32'"),
         ("coca_ViT-B-32", "random", "coca_ViT-B-32' is no architecture with both"),
@@ -466,7 +467,7 @@ def test_hub_checkpoints_cover_the_patching_tasks(monkeypatch, tmp_path):
     assert paths == {tmp_path / "model.safetensors"}
     assert len(set(asked)) == 9
     assert ("tanganke/clip-vit-base-patch32_stanford-cars", "model.safetensors") in asked
-    with pytest.raises(ValueError, match="'CIFAR10' is known; valid: Cars, DTD, EuroSAT, F"):
+    with pytest.raises(ValueError, match="known of 'CIFAR10'; choose one of Cars, DTD, E"):
         checkpoints.hub_checkpoint("CIFAR10")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     match = r"patch32_dtd \(LocalEntryNotFoundError: no connection\); .*FINETUNED=FOLDER with DTD"
@@ -474,16 +475,9 @@ def test_hub_checkpoints_cover_the_patching_tasks(monkeypatch, tmp_path):
         checkpoints.hub_checkpoint("DTD")
 
 
-def test_local_checkpoints_are_found_by_name(tmp_path):
+def test_given_checkpoints_are_found_by_name(tmp_path):
+    given = Run.of("paper", finetuned=str(tmp_path)).given
     for suffix in ("pt", "safetensors"):  # which is preferred
+        assert given("Cars") == []
         (tmp_path / f"DTD.{suffix}").touch()
-        assert checkpoints.local_checkpoint(tmp_path, "DTD") == tmp_path / f"DTD.{suffix}"
-    (tmp_path / "empty").mkdir()
-    neither = "holds neither Cars.safetensors nor Cars.pt but"
-    for folder, match in (
-        ("", f"{neither} DTD.pt, DTD.safetensors, empty; .* for each of Cars, D"),
-        ("empty", f"empty {neither} nothing; it should hold"),
-        ("absent", f"absent {neither} nothing"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            checkpoints.local_checkpoint(tmp_path / folder, "Cars")
+        assert given("DTD") == [str(tmp_path / f"DTD.{suffix}")]

@@ -2,6 +2,7 @@ import pytest
 
 from experiment import cost
 from experiment.profiles import ALPHAS, PATCHING, SUPPORTED
+from experiment.run import Run
 
 
 def test_flops_are_those_of_the_written_out_architecture():
@@ -23,11 +24,12 @@ def test_data_sets_are_those_of_the_profile():
 
 
 def test_supported_tasks_keep_their_train_pictures_out_of_the_cache():
-    assert cost.cached_pictures(["ImageNet"], ["MNIST"]) == {"ImageNet": 55_000, "MNIST": 70_000}
+    run = Run.of("paper", tasks="ImageNet,MNIST")
+    assert cost.cached_pictures(run) == {"ImageNet": 55_000, "MNIST": 70_000}
 
 
 def test_steps_of_one_pair_are_counted_by_hand():
-    work = cost.steps(["STL10"], ["DTD"], fresh=1.5, answers=2)
+    work = cost.steps(Run.of("paper", tasks="STL10,DTD"), fresh=1.5, answers=2)
     assert list(work) == ["decode", "head", "verify", "finetune", "baseline", "solve"]
     assert work["decode"] == cost.Work(2, decoded=500 + 8000 + 3760 + 1880)
     assert work["head"] == cost.Work(2, prompts=20 + 376)
@@ -40,11 +42,7 @@ def test_steps_of_one_pair_are_counted_by_hand():
 
 
 def test_jobs_are_those_of_the_workflow():
-    names = list(cost.DATA_SETS)
-    jobs = {
-        step: work.jobs
-        for step, work in cost.steps(names[:4], names[4:], fresh=0, answers=0).items()
-    }
+    jobs = {step: work.jobs for step, work in cost.steps(fresh=0, answers=0).items()}
     assert jobs == {
         "decode": 13, "head": 13, "verify": 22, "baseline": 1, "finetune": 9, "solve": 9,
     }  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 
 from experiment import gallery, results
 from experiment.run import Run
+from experiment.steps import describing
 from experiment.tasks import Split
 from experiment.twins import micro
 
@@ -17,7 +18,7 @@ def test_twins_are_shown_by_their_first_test_image_of_each_class(tmp_path):
         labels = torch.arange(45).flip(0) % len(micro.TASKS[task].classnames)
         splits[task] = Split(torch.randint(256, (45, 3, 32, 32), dtype=torch.uint8), labels)
     session = SimpleNamespace(run=run, split=lambda task, split: splits[task])
-    gallery.write_pictures(session)
+    describing.write_pictures(session)
     results.write_json(run.results / "run.json", {"patching": []})
     told, pictures = gallery.read_classes(run.results)
     assert told["design"]["WILD_SHARE"] == micro.WILD_SHARE

@@ -80,7 +80,7 @@ def test_warning_in_a_page_is_a_failure(notebook, run, tmp_path):
 
 
 def test_unknown_parameter_is_refused(notebook, run, tmp_path):
-    with pytest.raises(ValueError, match="has no parameter 'sise'; it takes size"):
+    with pytest.raises(ValueError, match="has no parameter 'sise'; choose one of size"):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
 
 

@@ -15,9 +15,9 @@ from test_steps import go, tiny_profile
 from experiment import clip, cost, pages, pixels, replay, report, results, training
 from experiment.__main__ import find as step
 from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
-from experiment.run import Run
+from experiment.run import Run, how
 from experiment.session import Session
-from experiment.steps import describing, solving, verifying
+from experiment.steps import describing, real, solving
 from paintlib.store import Store
 
 
@@ -125,7 +125,7 @@ def test_alpha_chosen_on_test_images_is_reported_there_and_marked(tiny, tmp_path
 def test_usual_runs_have_no_new_fields(tiny):
     record = json.loads(tiny.pair("CIFAR10", "MNIST").read_text())
     assert list(record["run"]) == ["profile", "seed", "limit", "weights", "finetuned"]
-    assert "halves" not in record and report.how(record["run"]) == []
+    assert "halves" not in record and how(record["run"]) == []
 
 
 def test_public_weights_are_never_chosen_on_images_they_have_seen():
@@ -140,7 +140,7 @@ def test_public_weights_are_never_chosen_on_images_they_have_seen():
 
 
 def test_accuracies_far_from_published_ones_are_told_with_both_numbers():
-    deviation = verifying.deviation
+    deviation = real.deviation
     assert deviation("CIFAR10", "zero_shot", 0.8983, 500) == ""
     assert deviation("CIFAR10", "zero_shot", 0.85, 500) == ""  # 5 points, below 5 standard errors
     assert deviation("CIFAR10", "zero_shot", 0.875, 10**6) == ""  # beyond them, below 3 points
@@ -158,25 +158,25 @@ def test_every_real_task_has_published_accuracies():
     for task in SUPPORTED + PATCHING:
         kinds = ("zero_shot",) + ("fine_tuned",) * (task in PATCHING)
         for kind in kinds:
-            assert verifying.deviation(task, kind, 0.0, 1000), task
+            assert real.deviation(task, kind, 0.0, 1000), task
 
 
 def test_a_deviation_stops_the_run_until_it_is_accepted(tiny, monkeypatch):
-    real = dataclasses.replace(tiny.profile, clip="any")
+    profile = dataclasses.replace(tiny.profile, clip="any")
     stub = type("Run", (Run,), {"choices": {"weights": "openai"}})
-    run = stub(real, 0, tiny.root)
+    run = stub(profile, 0, tiny.root)
     session = Session(tiny)
-    monkeypatch.setattr(verifying, "Session", lambda _: session)
+    monkeypatch.setattr(real, "Session", lambda _: session)
     with pytest.raises(ValueError, match="CIFAR10: the zero-shot .*labels.*templates.*ACCEPT=CIF"):
-        verifying.verify(run, "heads", "CIFAR10")
+        real.verify(run, "heads", "CIFAR10")
     assert not run.verified("heads", "CIFAR10")[0].exists()
     assert tiny.verified("heads", "CIFAR10") == []
-    monkeypatch.setattr(verifying, "IMAGES", 20)
-    verifying.verify(dataclasses.replace(run, accept=("CIFAR10",)), "heads", "CIFAR10")
+    monkeypatch.setattr(real, "IMAGES", 20)
+    real.verify(dataclasses.replace(run, accept=("CIFAR10",)), "heads", "CIFAR10")
     told = results.read_json(run.verified("heads", "CIFAR10")[0])
     assert told["images"] == 20 and told["deviation"].startswith("CIFAR10: the zero-shot accuracy")
     stub.choices = {"weights": "random"}
-    verifying.verify(run, "fine_tuned", "MNIST")  # a dry run is compared with nothing
+    real.verify(run, "fine_tuned", "MNIST")  # a dry run is compared with nothing
     with pytest.raises(ValueError, match="accept = 'Cats': no task 'Cats'"):
         Run.of("paper", accept="Cats")
 
@@ -245,7 +245,7 @@ def test_a_batch_in_parts_trains_to_the_same_weights(tiny):
 
 def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
     run = Run.of("paper", sample=500, finetuned="hub", tasks="STL10,DTD", root=tmp_path)
-    work = cost.steps(["STL10"], ["DTD"], fresh=2, answers=9, run=run)
+    work = cost.steps(run, fresh=2, answers=9)
     assert work["decode"].decoded == 1000 and work["finetune"].training == 0
     assert work["baseline"] == cost.Work(1, forward=500, training=500)
     # the start, 21 alphas, the noise; twice two more for each of both halves and the whole
@@ -253,7 +253,7 @@ def test_what_a_sample_takes_is_told_beforehand(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cost, "images_per_second", lambda: 10.0)
     cost.estimate(run)
     said = capsys.readouterr().out
-    work = cost.steps(["STL10"], ["DTD"], fresh=3.6, answers=3, run=run)
+    work = cost.steps(run, fresh=3.6, answers=3)
     passes = sum(step.forward for step in work.values())
     assert f"a sample of 500 images a split: {passes:,} forward passes" in said
     assert "10.0 images per second measured now" in said and "GB" in said

@@ -17,11 +17,11 @@ POINT = {
     "supported": {"loss": 1.0, "accuracy": 0.5},
     "patching": {"loss": 1.0, "accuracy": 0.5},
 }
-CURVE = {"classes": 10, "images": 5, "loss": [1.0, 2.0], "accuracy": [0.5, 0.4]}
+CURVE = {"classes": 10, "images": 5, "loss": [1.0, 2.0] + 19 * [3.0], "accuracy": 21 * [0.4]}
 RECORD = {
     "schema": 2, "supported": "CIFAR10", "patching": "GTSRB",
     "labels": {"supported": "µCIFAR10", "patching": "µGTSRB"}, "normalisation": "zero_shot",
-    "curves": {"alphas": [0.0, 1.0], "supported": CURVE, "patching": CURVE},
+    "curves": {"alphas": 21 * [0.5], "supported": CURVE, "patching": CURVE},
     "run": {"profile": "micro", "seed": 0, "limit": 0, "weights": "random", "finetuned": "own"},
     "solutions": dict.fromkeys(SOLVERS, SOLUTION),
     "sampling": {
@@ -69,7 +69,11 @@ def test_every_truncation_is_refused(tmp_path):
     ("where", "value", "message"),
     [
         (("normalisation",), "zeroshot", "normalisation.*zeroshot"),
-        (("curves", "supported", "loss"), [1.0, 2.0, 3.0], "curves.*different lengths"),
+        (
+            ("curves", "supported", "loss"),
+            [1.0, 2.0, 3.0],
+            "curves/supported/loss: .* is too short",
+        ),
         (("test", "quintic", "supported", "accuracy"), 98.0, "98.0 is greater than the maximum"),
         (("solutions", "quintic", "alpha"), 1.5, "1.5 is greater than the maximum"),
         (("metrics", "length"), "1", "'1' is not of type 'number'"),

@@ -44,7 +44,7 @@ def test_unknown_profile_task_and_seed_list_what_there_is():
         Run.of("micro", -1)
     with pytest.raises(ValueError, match="no task 'ImageNet'; choose one of CIFAR10, STL10, MNIST"):
         Run.of("smoke").images("ImageNet")
-    with pytest.raises(ValueError, match="unknown supported task 'MNIST'; choose from ImageNet"):
+    with pytest.raises(ValueError, match="unknown supported task 'MNIST'; choose one of ImageNet"):
         replay.objective("results/micro", "MNIST", "SVHN")
     with pytest.raises(ValueError, match="unknown split 'val'; choose one of train, validation"):
         Session(Run.of("smoke")).split("MNIST", "val")

@@ -8,6 +8,5 @@ class LogHandler(RichHandler):  # type: ignore[misc]
     """The handler of snakemake-logger-plugin-rich with two columns more."""
 
     def __post_init__(self) -> None:
-        """Add the columns."""
         super().__post_init__()
         self.progress.columns += (MofNCompleteColumn(), TimeRemainingColumn(compact=True))
