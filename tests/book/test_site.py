@@ -277,6 +277,22 @@ def test_site_is_small(book_html):
     assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 18e6
 
 
+@pytest.mark.parametrize(("name", "formulas"), [("index", 0), ("chapters/metrics", 1)])
+def test_page_loads_mathjax_for_its_formulas_only_and_home_is_light(
+    browser, book_html, name, formulas
+):
+    page, loaded = browser.new_page(), set()
+    page.on("request", lambda request: loaded.add(Path(unquote(urlsplit(request.url).path))))
+    page.goto((book_html / f"{name}.html").as_uri(), wait_until="load")
+    page.wait_for_selector("svg.svg-inline--fa", state="attached")
+    names = {file.name for file in loaded}
+    assert "custom.css" in names and ("mathjax.js" in names) == formulas
+    assert not names & {"searchindex.js", "fa-solid-900.woff2"}
+    assert formulas or sum(file.stat().st_size for file in loaded) < 1e6
+    assert bool(page.locator("mjx-container").count()) == bool(formulas)
+    page.close()
+
+
 def test_pages_describe_themselves_and_link_to_no_repository_that_is_not_known(soups):
     described = [soup.select_one('meta[name="description"]') for soup in soups.values()]
     texts = [tag["content"] for tag in described if tag]
