@@ -285,6 +285,8 @@ def _shorter(svg: str) -> str:
     svg = re.sub(r"""\b(?:d|x|y)="[^"]*"|translate\([^)]*\)""", rounded, svg)
     named = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in named else "", svg)
+    if re.search("[ぁ-ヿ]", svg):  # its text is text, and Chinese shapes its characters otherwise
+        svg = svg.replace("<svg ", '<svg lang="ja" ', 1)
     svg = re.sub(r'DejaVuSans-(\w+")', r"D\1", svg)
     return re.sub(r">\s+<", "><", re.sub(r"\s+", " ", svg)).strip()
 
