@@ -82,6 +82,23 @@ def outside(row: Mapping[str, float]) -> bool:
     return bool(value < low - margin or value > high + margin)  # false where nothing is known
 
 
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return headline numbers for print, with no more digits than their range over seeds has."""
+
+    def digits(name: str) -> int:
+        if "alpha" in name:
+            return 3
+        if "gain" in name or "correlation" in name:
+            return 2
+        return int("accuracy" in name or "points" in name or "evaluations" in name)
+
+    rows = {
+        name: [f"{value:.{digits(str(name))}f}" if value == value else "–" for value in row]
+        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=frame.columns)
+
+
 def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
     """Return the range of a headline number over the seeds for print: "35 to 36", or "36"."""
     ends = [form.format(frame.loc[name, end]) for end in ("lowest", "highest")]
