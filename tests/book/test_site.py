@@ -23,7 +23,7 @@ PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 A4 = {"width": 718, "height": 1047}  # the printable part, at 96 dots an inch
 
-WIDE = """[...document.querySelectorAll('article div.math mjx-container, article table')].filter(
+WIDE = """[...document.querySelectorAll('article :is(div.math mjx-container, table, pre)')].filter(
   element => element.scrollWidth > element.clientWidth + 1
     || element.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"""
 CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element => {
@@ -257,7 +257,7 @@ def test_formulas_of_the_chapters_fit_on_a_phone_and_tables_on_a_desk(
 ):
     page = browser.new_page(viewport=size)
     pages = [*sorted(book_html.glob("chapters/*.html")), book_html / "results/steps.html"]
-    for file in (f for f in pages if f.stem not in ("notation", "glossary")):
+    for file in [f for f in pages if f.stem != "notation"] if what else pages_of(book_html):
         page.goto(file.as_uri())
         page.evaluate("window.MathJax?.startup?.promise")
         assert not [wide for wide in page.evaluate(WIDE) if what in wide], file
@@ -357,3 +357,21 @@ def test_drawings_are_shortened_and_look_as_before(browser, book_html):
         images.append(np.array(Image.open(io.BytesIO(page.screenshot())).convert("L"), float))
         page.close()
     assert images[0].std() > 10 and np.abs(images[0] - images[1]).mean() < 0.5
+
+
+def test_figure_of_the_japanese_summary_has_japanese_labels_that_the_browser_draws(
+    browser, book_html
+):
+    page = browser.new_page(viewport=PHONE)
+    page.goto((book_html / "summary_ja.html").as_uri())
+    address = page.locator("figure img").get_attribute("src")
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth)")
+    page.goto((book_html / address).as_uri())  # the drawing by itself, with text
+    assert page.evaluate("document.documentElement.getAttribute('lang')") == "ja"
+    texts = page.locator("text").all_text_contents()
+    labels = [text.strip() for text in texts if re.search("[ぁ-ヿ一-鿿]", text)]
+    assert len(labels) == 12 and "最適ではないタスクの精度（%）" in labels
+    ends = page.evaluate("[...document.querySelectorAll('text')].map(t => t.getBBox())")
+    width = page.evaluate("document.documentElement.viewBox.baseVal.width")
+    assert all(0 <= box["x"] < box["x"] + box["width"] <= width for box in ends if box["y"] > 0)
+    page.close()
