@@ -371,7 +371,9 @@ def test_figure_of_the_japanese_summary_has_japanese_labels_that_the_browser_dra
     texts = page.locator("text").all_text_contents()
     labels = [text.strip() for text in texts if re.search("[ぁ-ヿ一-鿿]", text)]
     assert len(labels) == 12 and "最適ではないタスクの精度（%）" in labels
-    ends = page.evaluate("[...document.querySelectorAll('text')].map(t => t.getBBox())")
-    width = page.evaluate("document.documentElement.viewBox.baseVal.width")
-    assert all(0 <= box["x"] < box["x"] + box["width"] <= width for box in ends if box["y"] > 0)
+    inside = """[...document.querySelectorAll('text')].every(text => {
+      const [own, all] = [text, document.documentElement].map(e => e.getBoundingClientRect());
+      return own.width > 1 && all.left <= own.left && own.right <= all.right + 1;
+    })"""
+    assert page.evaluate(inside)
     page.close()
