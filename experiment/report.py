@@ -214,6 +214,7 @@ def typeset(text: str) -> str:
         return f"{'' if one else '·'}10{str(int(exponent[1])).translate(SUPERSCRIPT)}"
 
     text = re.sub(r"(?:(?<![\d.])1|(?<=\d))e([+-]\d+)\b", power, text)
+    text = re.sub(r"(?<![^\s(*\[])-(?=0(\.0+)?(?![\d.]))", "", text)  # a rounded 0 has no sign
     text = re.sub(r"(?<![^\s(*\[])-(?=\d)", "\N{MINUS SIGN}", text)
     text = re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", text)
     return re.sub(r"(?<=[<>=±]) (?=[+\N{MINUS SIGN}]?\d)", "\N{NO-BREAK SPACE}", text)

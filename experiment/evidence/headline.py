@@ -86,11 +86,11 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """Return headline numbers for print, with no more digits than their range over seeds has."""
 
     def digits(name: str) -> int:
-        if "alpha" in name:
-            return 3
-        if "gain" in name or "correlation" in name:
-            return 2
-        return int("accuracy" in name or "points" in name or "evaluations" in name)
+        kinds = {
+            "accuracy": 1, "points": 1, "evaluations": 1, "standard error": 3,
+            "mean alpha": 2, "gain": 2, "correlation": 2,
+        }  # fmt: skip
+        return next((kinds[kind] for kind in kinds if kind in name), 0)
 
     rows = {
         name: [f"{value:.{digits(str(name))}f}" if value == value else "–" for value in row]
