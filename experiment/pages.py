@@ -80,9 +80,12 @@ def assemble(run: Run) -> None:
     with the tag `picture-NAME` the file of that name, which the prose shows.
     """
     prose, target = Path("book"), run.book
-    [headline, *_] = _drawn(target / "results/claims.ipynb").values()
-    pictures = {"headline": headline} | _drawn(target / "results/pictures.ipynb")
-    for picture, svg in pictures.items():
+    drawn = _drawn(target / "results/claims.ipynb")
+    drawn["headline"] = next(iter(drawn.values()))
+    drawn |= _drawn(target / "results/pictures.ipynb")
+    for picture, svg in drawn.items():
+        if picture.isdecimal():  # a figure that no prose shows
+            continue
         with replacing(run.results / f"{picture}.svg") as part:
             part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")

@@ -1,6 +1,7 @@
 """What the pages share: numbers of the results files are put into form, and no model is run."""
 
 import html
+import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -34,11 +35,12 @@ AXES = {  # of a loss under each normalisation
     "zero_shot": "loss / zero-shot loss", "log_classes": "loss / ln(classes)",
     "minmax": "loss, from its minimum 0 to its maximum 1", "none": "loss, nats per image",
 }  # fmt: skip
-PROFILES = {
-    "smoke": "a test of the machinery on four tiny pairs; its numbers mean nothing",
-    "micro": "small rendered twins of the data sets, so no number here is a number of the paper",
-    "paper": "CLIP ViT-B/32 on the paper's own data sets",
+PROFILES = {  # the badge of an answer: what its numbers are of
+    "smoke": "smoke test: no number here means anything",
+    "micro": "micro twins: not the paper's numbers",
+    "paper": "CLIP ViT-B/32 on the paper's data sets",
 }
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def use_style(image_format: str = "svg") -> None:
@@ -183,6 +185,28 @@ def p_text(p: float) -> str:
     return "–" if np.isnan(p) else "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
+def some(count: int, total: int) -> str:
+    """Return how many of `total`, in words that a noun can follow: "none of the 36" pairs."""
+    return f"none of the {total}" if not count else f"all {total}" if 1 < count == total else (
+        f"{count} of {total}")  # fmt: skip
+
+
+def typeset(text: str) -> str:
+    """Return `text` with true minus signs and powers of ten, and no line break before a unit."""
+
+    def power(exponent: re.Match[str]) -> str:
+        one = exponent[0][0] == "1"
+        if not int(exponent[1]):
+            return "1" if one else ""
+        return f"{'' if one else '·'}10{str(int(exponent[1])).translate(SUPERSCRIPT)}"
+
+    text = re.sub(r"(?:(?<![\d.])1|(?<=\d))e([+-]\d+)\b", power, text)
+    text = re.sub(r"(?<![^\s(*\[])-(?=0(\.0+)?(?![\d.]))", "", text)  # a rounded 0 has no sign
+    text = re.sub(r"(?<![^\s(*\[])-(?=\d)", "\N{MINUS SIGN}", text)
+    text = re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", text)
+    return re.sub(r"(?<=[<>=±]) (?=[+\N{MINUS SIGN}]?\d)", "\N{NO-BREAK SPACE}", text)
+
+
 def csv_link(frame: pd.DataFrame, name: str) -> str:
     """Return an HTML link that downloads `frame` as `name`.csv, without any server."""
     rows = frame.round(10).to_csv(index=False, float_format="%.8g", lineterminator="\n")
@@ -198,7 +222,9 @@ def table(frame: pd.DataFrame, name: str, formats: Mapping[str, str] = {},
     one a row. The download `name`.csv holds all columns at full precision, not only `columns`.
     """
     shown = pd.DataFrame({
-        column: [html.escape(form.format(x)) if pd.notna(x) else "–" for x in frame[column]]
+        column: [
+            html.escape(typeset(form.format(x))) if pd.notna(x) else "–" for x in frame[column]
+        ]
         for column, form in ((c, formats.get(c, "{}")) for c in columns or [*map(str, frame)])
     })  # fmt: skip
     if links:
@@ -221,7 +247,7 @@ def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str],
     for pair, value, text in zip(pairs, values, texts, strict=True):
         hue = 255 * np.array(mpl.colors.to_rgb(COLOURS["supported" if value > 0 else "patching"]))
         tint = 255 - 0.7 * abs(value) / largest * (255 - hue)  # 0.7: black text stays legible
-        link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{text}</a>'
+        link = f'<a href="{page(pair)}" title="{html.escape(name(pair))}">{typeset(text)}</a>'
         cell = f'<td style="background: #{bytes(map(round, tint)).hex()}">{link}</td>'
         cells[pair["supported"], pair["patching"]] = cell
     heads = "".join(f'<th scope="col"><span>{task}</span></th>' for task in across.values())
@@ -239,18 +265,29 @@ def is_dry(pair: Pair) -> bool:
 
 
 def answer(pairs: Sequence[Pair], text: str) -> Markdown:
-    """Return a page's answer, marked with the profile it is true for."""
+    """Return a page's answer, with a badge of the profile it is true for."""
     profile = _common(pair["run"]["profile"] for pair in pairs)
-    dry = ["a dry run on a few images or random weights, so no number here means anything"]
-    what = dry * any(map(is_dry, pairs)) + [PROFILES.get(profile, profile)]
-    what += how(pairs[0]["run"])
-    return Markdown(f"> **Answer, profile `{profile}`** ({'; '.join(what)}). {text}")
+    marks = ["dry run: no number here means anything"] if any(map(is_dry, pairs)) else []
+    badges = "".join(map(badge, [*marks, PROFILES.get(profile, f"profile {profile}")]))
+    unusual = "; ".join(how(pairs[0]["run"]))
+    return Markdown(f"> **Answer**{badges}{f' ({unusual}).' if unusual else ''} {typeset(text)}")
+
+
+def badge(text: str) -> str:
+    """Return a mark that leads to what a profile is."""
+    address = "../chapters/glossary.html#term-profile"
+    return f' <a class="run-badge" href="{address}">{html.escape(text, quote=False)}</a>'
 
 
 def caption(text: str, fig: mpl.figure.Figure | None = None, name: str = "") -> Markdown:
     """Return the caption of what is above it; of a figure, with a download of what it draws."""
     data = f" Data of the figure: {csv_link(drawn(fig), name)}." if fig else ""
-    return Markdown(f"**What it shows.** {text}{data}")
+    return Markdown(f"**What it shows.** {typeset(text)}{data}")
+
+
+def prose(text: str) -> Markdown:
+    """Return a computed paragraph."""
+    return Markdown(typeset(text))
 
 
 def provenance_footer(pairs: Sequence[Pair]) -> Markdown:

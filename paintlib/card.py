@@ -96,10 +96,10 @@ def picture(answer: Answer) -> str:
     (a, x, b), _ = at(answer["alpha"] + np.array([-band, 0.0, band]), 0.0)
     parts = [f'<path d="M{a} 40H{b}V260H{a}" fill="#ddd"/>', text(270, 294, "alpha"),
              f'<path d="M{x} 40V260M60 40V260H480" fill="none" stroke="#000"/>']  # fmt: skip
-    for alpha, value in zip(np.linspace(*ends, 5), np.linspace(*heights, 5), strict=True):
-        x, y = at(alpha, value)
-        parts.append(text(x, 276, f"{alpha:.3g}", 'text-anchor="middle"'))
-        parts.append(text(54, y + 4, f"{value:.3g}", 'text-anchor="end"'))
+    for tick in _round(*ends):
+        parts.append(text(at(tick, 0)[0], 276, f"{tick:.4g}", 'text-anchor="middle"'))
+    for tick in _round(*heights):
+        parts.append(text(54, at(0, tick)[1] + 4, f"{tick:.4g}", 'text-anchor="end"'))
     dense = np.linspace(*ends, 101)
     for i, (name, curve) in enumerate(zip(["sum", *answer["tasks"]], curves, strict=True)):
         colour, drawn = COLOURS[i % len(COLOURS)], PchipInterpolator(alphas, curve)(dense)
@@ -110,6 +110,14 @@ def picture(answer: Answer) -> str:
         parts.append(text(500, 50 + 18 * i, name, f'fill="{colour}"'))
     size = 'viewBox="0 0 640 300" font-family="sans-serif" font-size="12"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>\n'
+
+
+def _round(low: float, high: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the multiples of 1, 2 or 5 times a power of ten from `low` to `high`, six at most."""
+    rough = (high - low or 1.0) / 5
+    power = 10 ** np.floor(np.log10(rough))
+    step = power * next(few for few in (1, 2, 5, 10) if few * power > 0.999 * rough)
+    return np.asarray(step * np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) + 0.0)
 
 
 def write_card(answer: Answer, folder: Path | str, parents: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
 to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
 says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
-holds. A name of the library in the text links to its docstring. What no page loads is left out.
+holds. A name of the library in the text links to its docstring. What no page loads is left out, and
+a page without a formula loads no MathJax, one without a search no index.
 Where the address of the repository is known, pages link to their source there.
 Pages of pairs, which `run.json` lists, are in no side bar and no search: one page links to all.
 """
@@ -33,6 +34,10 @@ PICTURES = "results/pictures"  # of the chapters, which link to it
 DRAWN = 100_000  # letters: an output as long is a page with its data
 ICON = re.compile(  # of Font Awesome's script, by its name
     r"""(?:"([\w-]+)"|\b(\w+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?"""
+)
+FORMULA = (nodes.math, nodes.math_block)
+SEARCH = re.compile(
+    r' *<script src="[./]*(_static/searchtools|_static/language_data|searchindex)\.js"></script>\n'
 )
 UNUSED = (  # source maps, translations of the theme, fonts for browsers older than the theme
     "_static/**/*.map",
@@ -175,6 +180,12 @@ def _sign(
     context: dict[str, Any],
     doctree: nodes.document | None,
 ) -> None:
+    if not doctree or not any(doctree.findall(lambda n: isinstance(n, FORMULA))):
+        context["script_files"] = [
+            script
+            for script in context["script_files"]
+            if "mathjax" not in f"{script.filename} {script.attributes}".lower()
+        ]
     if doctree and (first := next(doctree.findall(nodes.paragraph), None)):
         text = textwrap.shorten(first.astext(), 160, placeholder=" ...")  # for search engines
         context["metatags"] += f'<meta name="description" content="{html.escape(text)}" />'
@@ -241,6 +252,10 @@ def _complete(app: Sphinx, failure: Exception | None) -> None:
     for path in itertools.chain.from_iterable(site.glob(pattern) for pattern in UNUSED):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     _drop_icons(site)
+    for page in site.rglob("*.html"):
+        if page.name != "search.html":  # where the search begins: no other page needs its index
+            text = page.read_text(encoding="utf-8")
+            page.write_text(SEARCH.sub("", text), encoding="utf-8")
     for figure in site.glob("_images/*.svg"):
         figure.write_text(_shorter(figure.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in site.glob("_sources/**/*.ipynb"):
@@ -270,6 +285,8 @@ def _shorter(svg: str) -> str:
     svg = re.sub(r"""\b(?:d|x|y)="[^"]*"|translate\([^)]*\)""", rounded, svg)
     named = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda own: own[0] if own[1] in named else "", svg)
+    if re.search("[ぁ-ヿ]", svg):  # its text is text, and Chinese shapes its characters otherwise
+        svg = svg.replace("<svg ", '<svg lang="ja" ', 1)
     svg = re.sub(r'DejaVuSans-(\w+")', r"D\1", svg)
     return re.sub(r">\s+<", "><", re.sub(r"\s+", " ", svg)).strip()
 

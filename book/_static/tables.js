@@ -22,7 +22,9 @@ function makeSortable(table) {
 
 function sortRows(body, column, sign) {
   const shown = (row) => row.cells[column].textContent.trim();
-  const number = (row) => Number(shown(row).replace(/[<,%*\s]/g, "")); // "1,234", "< 0.01", "3 %"
+  const power = (_, digits) => "e" + [...digits].map((d) => (d === "⁻" ? "-" : "⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(d))).join("");
+  const plain = (text) => text.replace("−", "-").replace(/·10([⁻⁰¹²³⁴-⁹]+)/, power); // "−3", "2·10⁻⁷"
+  const number = (row) => Number(plain(shown(row)).replace(/[<,%*\s]/g, "")); // "1,234", "< 0.01", "3 %"
   const missing = (row) => shown(row) === "–"; // comes last either way
   const numeric = [...body.rows].every((row) => missing(row) || !isNaN(number(row)));
   const compare = numeric

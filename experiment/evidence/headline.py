@@ -80,6 +80,23 @@ def outside(row: Mapping[str, float]) -> bool:
     return bool(value < low - margin or value > high + margin)  # false where nothing is known
 
 
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return headline numbers for print, with no more digits than their range over seeds has."""
+
+    def digits(name: str) -> int:
+        kinds = {
+            "accuracy": 1, "points": 1, "evaluations": 1, "standard error": 3,
+            "mean alpha": 2, "gain": 2, "correlation": 2,
+        }  # fmt: skip
+        return next((kinds[kind] for kind in kinds if kind in name), 0)
+
+    rows = {
+        name: [f"{value:.{digits(str(name))}f}" if value == value else "–" for value in row]
+        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=frame.columns)
+
+
 def span(frame: pd.DataFrame, name: str, form: str = "{:.0f}") -> str:
     """Return the range of a headline number over the seeds for print: "35 to 36", or "36"."""
     ends = [form.format(frame.loc[name, end]) for end in ("lowest", "highest")]

@@ -186,7 +186,30 @@ def test_table_escapes_names_and_shows_what_is_missing(pair):
 
 def test_answer_names_the_profile(pair):
     text = report.answer([pair], "Yes.").data
-    assert "`micro`" in text and "no number here is a number of the paper" in text
+    assert text.startswith('> **Answer** <a class="run-badge"') and text.endswith("</a> Yes.")
+    assert ">micro twins: not the paper's numbers<" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "set_"),
+    [
+        (
+            "-0.2 % (-3, **-1.7**), µA-µB, 2-norm, `x=-1`",
+            "−0.2\xa0% (−3, **−1.7**), µA-µB, 2-norm, `x=-1`",
+        ),
+        ("2.6e-08, 1e-10, 0.0e+00", "2.6·10⁻⁸, 10⁻¹⁰, 0.0"),
+        ("57.6%, p < 0.05, r = -0.5, 3 ± 1", "57.6\xa0%, p <\xa00.05, r =\xa0−0.5, 3 ±\xa01"),
+        ("data:text/csv,1%2C-2%0A", "data:text/csv,1%2C-2%0A"),
+    ],
+)
+def test_typeset_sets_signs_powers_and_units_and_leaves_names_and_addresses(typed, set_):
+    assert report.typeset(typed) == set_
+
+
+def test_some_reads_well_for_none_one_and_all():
+    counts = [(0, 36), (1, 36), (36, 36), (1, 1)]
+    texts = ["none of the 36", "1 of 36", "all 36", "1 of 1"]
+    assert [report.some(*count) for count in counts] == texts
 
 
 def test_answer_says_when_no_number_means_anything(pair):
@@ -231,7 +254,7 @@ def test_matrix_links_and_leaves_missing_pairs_empty(pair):
     other |= {"supported": "C", "patching": "D", "labels": {"supported": "µC", "patching": "µD"}}
     text = report.matrix([pair, other], [0.5, -1.0], ["+0.5*", "-1.0"], "Gain").data
     assert 'href="../pairs/A-B.html" title="µA + µ&lt;B&gt;">+0.5*</a>' in text
-    assert ">-1.0</a>" in text and text.count("<td></td>") == 3  # the corner and two gaps
+    assert ">−1.0</a>" in text and text.count("<td></td>") == 3  # the corner and two gaps
     assert text.count('scope="row"') == text.count('scope="col"') == 2
 
 

@@ -23,7 +23,7 @@ PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 A4 = {"width": 718, "height": 1047}  # the printable part, at 96 dots an inch
 
-WIDE = """[...document.querySelectorAll('article div.math mjx-container, article table')].filter(
+WIDE = """[...document.querySelectorAll('article :is(div.math mjx-container, table, pre)')].filter(
   element => element.scrollWidth > element.clientWidth + 1
     || element.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"""
 CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element => {
@@ -257,7 +257,7 @@ def test_formulas_of_the_chapters_fit_on_a_phone_and_tables_on_a_desk(
 ):
     page = browser.new_page(viewport=size)
     pages = [*sorted(book_html.glob("chapters/*.html")), book_html / "results/steps.html"]
-    for file in (f for f in pages if f.stem not in ("notation", "glossary")):
+    for file in [f for f in pages if f.stem != "notation"] if what else pages_of(book_html):
         page.goto(file.as_uri())
         page.evaluate("window.MathJax?.startup?.promise")
         assert not [wide for wide in page.evaluate(WIDE) if what in wide], file
@@ -275,6 +275,22 @@ def test_page_of_the_pictures_is_reached_from_each_but_is_not_in_the_side_bar(so
 
 def test_site_is_small(book_html):
     assert sum(file.stat().st_size for file in book_html.rglob("*") if file.is_file()) < 18e6
+
+
+@pytest.mark.parametrize(("name", "formulas"), [("index", 0), ("chapters/metrics", 1)])
+def test_page_loads_mathjax_for_its_formulas_only_and_home_is_light(
+    browser, book_html, name, formulas
+):
+    page, loaded = browser.new_page(), set()
+    page.on("request", lambda request: loaded.add(Path(unquote(urlsplit(request.url).path))))
+    page.goto((book_html / f"{name}.html").as_uri(), wait_until="load")
+    page.wait_for_selector("svg.svg-inline--fa", state="attached")
+    names = {file.name for file in loaded}
+    assert "custom.css" in names and ("mathjax.js" in names) == formulas
+    assert not names & {"searchindex.js", "fa-solid-900.woff2"}
+    assert formulas or sum(file.stat().st_size for file in loaded) < 1e6
+    assert bool(page.locator("mjx-container").count()) == bool(formulas)
+    page.close()
 
 
 def test_pages_describe_themselves_and_link_to_no_repository_that_is_not_known(soups):
@@ -341,3 +357,23 @@ def test_drawings_are_shortened_and_look_as_before(browser, book_html):
         images.append(np.array(Image.open(io.BytesIO(page.screenshot())).convert("L"), float))
         page.close()
     assert images[0].std() > 10 and np.abs(images[0] - images[1]).mean() < 0.5
+
+
+def test_figure_of_the_japanese_summary_has_japanese_labels_that_the_browser_draws(
+    browser, book_html
+):
+    page = browser.new_page(viewport=PHONE)
+    page.goto((book_html / "summary_ja.html").as_uri())
+    address = page.locator("figure img").get_attribute("src")
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth)")
+    page.goto((book_html / address).as_uri())  # the drawing by itself, with text
+    assert page.evaluate("document.documentElement.getAttribute('lang')") == "ja"
+    texts = page.locator("text").all_text_contents()
+    labels = [text.strip() for text in texts if re.search("[ぁ-ヿ一-鿿]", text)]
+    assert len(labels) == 12 and "最適ではないタスクの精度（%）" in labels
+    inside = """[...document.querySelectorAll('text')].every(text => {
+      const [own, all] = [text, document.documentElement].map(e => e.getBoundingClientRect());
+      return own.width > 1 && all.left <= own.left && own.right <= all.right + 1;
+    })"""
+    assert page.evaluate(inside)
+    page.close()

@@ -195,6 +195,7 @@ def test_model_card_is_one_of_the_hub_and_its_picture_shows_what_was_evaluated(f
     assert points[points[:, 1].argmax(), 0] == pytest.approx(lowest, abs=8)
     names = {element.text for element in svg.findall(f"{space}text")}
     assert names >= {"sum", "keep", "repair", "alpha"}
+    assert names >= {"0", "0.2", "0.4", "0.6", "0.8", "1"}  # round numbers, at the axis of alpha
 
 
 KILLED = """
