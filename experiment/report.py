@@ -204,7 +204,7 @@ def typeset(text: str) -> str:
     text = re.sub(r"(?<![^\s(*\[])-(?=0(\.0+)?(?![\d.]))", "", text)  # a rounded 0 has no sign
     text = re.sub(r"(?<![^\s(*\[])-(?=\d)", "\N{MINUS SIGN}", text)
     text = re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", text)
-    return re.sub(r"(?<=[<>=±]) (?=[+\N{MINUS SIGN}]?\d)", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=[<>≤≥=±]) (?=[+\N{MINUS SIGN}]?\d)", "\N{NO-BREAK SPACE}", text)
 
 
 def csv_link(frame: pd.DataFrame, name: str) -> str:

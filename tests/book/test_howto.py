@@ -73,7 +73,8 @@ def test_function_gives_tasks_that_can_be_patched(small, tmp_path, title):
 
 
 def test_lines_are_those_the_command_takes():
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", HOWTO, flags=re.S)
+    whole = HOWTO.replace("\\\n", "")  # lines that go on in the next one
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", whole, flags=re.S)
              for line in block.splitlines() if line.startswith("paintlib ")]  # fmt: skip
     assert len(lines) == 9
     for line in lines:

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from scipy.interpolate import CubicSpline
 
+from experiment import report
+
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "book/published"
 LOSSES = ["cifar10_loss", "mnist_loss"]
@@ -98,7 +100,8 @@ def test_answer_states_both_rules(demo, page):
     (answer,) = re.findall(r"^> \*\*Answer.*$", page, flags=re.M)
     assert f"α* = **{root:.3f}**" in answer
     assert f"α = **{alphas[paint]:.2f}**" in answer
-    assert f"CIFAR10 and MNIST by {change[0]:+.1f} and {change[1]:+.1f} points" in answer
+    said = f"CIFAR10 and MNIST by {change[0]:+.1f} and {change[1]:+.1f} points"
+    assert report.typeset(said) in answer
 
 
 def test_searches_end_at_the_same_minimum(demo, page):
