@@ -32,6 +32,7 @@ NORMALISATION = "zero_shot"  # of the results; the paper does not name its own
 DRAWS = 500  # of the bootstrap
 RANKS = 3  # likeliest classes told of a shown picture
 MIDDLE = 0.5  # of the path, where the noise is measured
+FLOAT32 = 1e-6  # the noise that float32 stays below, as a share of the zero-shot loss
 
 Scores = dict[tuple[float, str], Score]  # on test images, by alpha and task
 
@@ -193,8 +194,10 @@ def refuse_noise(objective: PairObjective, noise: float) -> None:
     """Refuse a search whose tolerance lies below the noise of the objective, before it begins.
 
     Around the minimum, alphas closer than sqrt(2 noise / curvature) have sums that differ by less
-    than the noise.
+    than the noise. What float32 leaves is not refused, however flat the valley: no remedy helps.
     """
+    if noise <= FLOAT32:
+        return
     samples = [Evaluation(a, math.fsum(objective(a)), objective(a)) for a in ALPHAS]
     best = min(samples, key=lambda sample: sample.value)
     curvature = float(fit_parts(samples).curvature(best.alpha))

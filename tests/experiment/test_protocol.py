@@ -18,6 +18,7 @@ from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
 from experiment.run import Run, how
 from experiment.session import Session
 from experiment.steps import describing, real, solving
+from paintlib import sampling
 from paintlib.store import Store
 
 
@@ -77,11 +78,16 @@ def test_noise_is_measured_by_other_batches_and_stands_in_the_provenance(tiny, m
     results.write_json(tiny.noise("MNIST"), noise)
 
 
-def test_search_finer_than_the_noise_is_refused():
+def test_search_finer_than_the_noise_is_refused(monkeypatch):
     objective = replay.objective("results/micro", "CIFAR10", "MNIST")
     solving.refuse_noise(objective, 1e-7)  # more than float32 makes of 500 images
     with pytest.raises(ValueError, match=r"CIFAR10 \+ MNIST: .* noise of 1.3e-04.* float32"):
         solving.refuse_noise(objective, 1.3e-4)  # what float16 makes
+    # in a valley so flat that no precision would do
+    monkeypatch.setattr(sampling, "tolerance", lambda _: lambda _: 1e-9)
+    solving.refuse_noise(objective, 4e-8)
+    with pytest.raises(ValueError, match="the search asks for 1.0e-09"):
+        solving.refuse_noise(objective, 2e-6)
 
 
 def test_alpha_chosen_on_halves_is_reported_on_the_other_half(tiny, tmp_path):
