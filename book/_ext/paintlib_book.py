@@ -1,8 +1,8 @@
 """Sphinx extension of the book: what each page of the site gets beyond its text.
 
 Scripts that other packages hold are copied in, so that no page needs a network. Figures get a link
-to their SVG, hidden code takes one row in place of one bar for each cell, and the foot of each page
-says from which run it is, and how to cite. Two directives show what `provenance.json` of the run
+to their SVG, all folded code of a page stands in one place at its foot, and below it is said from
+which run the page is, and how to cite. Two directives show what `provenance.json` of the run
 holds. A name of the library in the text links to its docstring. What no page loads is left out, and
 a page without a formula loads no MathJax, one without a search no index.
 Where the address of the repository is known, pages link to their source there.
@@ -27,6 +27,7 @@ import sphinx_thebe
 import vl_convert
 from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -154,23 +155,17 @@ def _link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def _gather_code(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
-    """Put the hidden code of cells that show nothing in one row with the next cell that does."""
-    for cell in list(doctree.findall(nodes.container)):
-        if cell.get("nb_element") != "cell_code":
-            continue
-        parent, at = cell.parent, cell.parent.index(cell)
-        row = parent[at - 1] if at else None
-        parent.remove(cell)
+    """Put all folded code of a page in one place at its foot."""
+    folded = list(doctree.findall(HideCodeCellNode))
+    for node in folded:
+        cell = node.parent
+        cell.remove(node)
         if not cell.children:
-            continue
-        if row is None or "code-row" not in row.get("classes", []) or _shows(row[-1]):
-            row = nodes.container(classes=["code-row"])
-            parent.insert(at, row)
-        row += cell
-
-
-def _shows(cell: nodes.Element) -> bool:
-    return any("cell_output" in part["classes"] for part in cell)
+            cell.parent.remove(cell)
+    if folded:
+        first, *others = folded
+        first.extend(part for node in others for part in node.children)
+        doctree[0] += nodes.container("", first, classes=["cell", "code-row"])
 
 
 def _sign(

@@ -189,6 +189,17 @@ def test_pages_carry_notebook_licence_and_citation(soups):
                 assert f"took {seconds} s to run" in footer.text, page
 
 
+def test_all_folded_code_of_a_page_stands_in_one_place_at_its_foot(soups):
+    for page, soup in soups.items():
+        found = soup.select("details.hide")
+        if page.parent.name in ("pairs", "results") and page.stem != "your_checkpoints":
+            [code] = found
+            assert len(code.select(".cell_input")) > 1, page
+            assert not code.find_next("figure") and not code.find_next("table"), page
+        else:
+            assert not found, page
+
+
 def test_status_holds_what_the_run_recorded(soups):
     text = next(soup for page, soup in soups.items() if page.stem == "status").article.text
     assert f"{sum(PROVENANCE['seconds'].values()):.1f}" in text
