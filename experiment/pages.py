@@ -90,9 +90,10 @@ def assemble(run: Run) -> None:
             part.write_text(svg, encoding="utf-8")
     executed = shutil.ignore_patterns("_build", "pairs", "results", "__pycache__", ".ipynb_*")
     shutil.copytree(prose, target, dirs_exist_ok=True, ignore=executed)  # links become files
-    for page in (prose / "results").glob("*.ipynb"):
-        if page.stem in OF_NO_RUN or not (target / "results" / page.name).exists():
-            shutil.copy(page, target / "results")  # the reference's
+    for name in (*OF_NO_RUN, "twins", "joint"):  # the reference's; the last two of a run without
+        kept = Path("results", f"{name}.ipynb")
+        if name in OF_NO_RUN or not (target / kept).exists():
+            shutil.copy(prose / kept, target / kept)
     config = yaml.safe_load((prose / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["config"]["html_theme_options"]["announcement"] = _announcement(run)
     config["sphinx"]["config"]["paintlib_results"] = f"../results/{run.name}"

@@ -84,6 +84,18 @@ def test_unknown_parameter_is_refused(notebook, run, tmp_path):
         run(notebook("print(1)"), tmp_path / "p.ipynb", {"sise": 3})
 
 
+def test_no_page_of_another_run_stands_in_for_one_that_is_missing(tmp_path, monkeypatch):
+    run = Run.of("smoke", root=tmp_path)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pages, "_announcement", lambda _: "")
+    shutil.copytree("book/results", run.book / "results")
+    for name in ("rules", "joint", "seeds"):
+        (run.book / f"results/{name}.ipynb").unlink()
+    pages.assemble(run)
+    there = {page.stem for page in (run.book / "results").glob("*.ipynb")}
+    assert "rules" not in there and there >= {"joint", "seeds", "your_checkpoints"}
+
+
 @pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions", "pictures"])
 def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
     """Both losses rise from the zero-shot end on, so every search ends there."""
