@@ -66,6 +66,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _link_equations)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
+    app.connect("doctree-resolved", _break_names)  # after the names have their links
     app.connect("doctree-resolved", _gather_code)
     app.connect("html-page-context", _sign)
     app.connect("build-finished", _complete)
@@ -152,6 +153,16 @@ def _link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         link = nodes.reference("", "", internal=True, refuri=href, classes=["api"])
         literal.replace_self(link)
         link += literal
+
+
+def _break_names(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
+    """Let a long name in a table go on in the next line, after a dot or an underscore."""
+    for entry in doctree.findall(nodes.entry):
+        for literal in entry.findall(nodes.literal):
+            first, *others = re.split(r"(?<=[._])(?=[A-Za-z])", literal.astext())
+            literal[:] = [nodes.Text(first)]
+            for part in others:
+                literal += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
 
 
 def _gather_code(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:

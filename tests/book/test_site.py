@@ -23,7 +23,8 @@ PAIRS = ("ImageNet-Cars", "CIFAR10-GTSRB", "CIFAR100-FashionMNIST", "STL10-SVHN"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 A4 = {"width": 718, "height": 1047}  # the printable part, at 96 dots an inch
 
-WIDE = """[...document.querySelectorAll('article :is(div.math mjx-container, table, pre)')].filter(
+WIDE = """[...document.querySelectorAll('article :is('
+  + 'div.math mjx-container, table, .pst-scrollable-table-container, pre)')].filter(
   element => element.scrollWidth > element.clientWidth + 1
     || element.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"""
 CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(element => {
@@ -272,6 +273,22 @@ def test_formulas_of_the_chapters_fit_on_a_phone_and_tables_on_a_desk(
         page.goto(file.as_uri())
         page.evaluate("window.MathJax?.startup?.promise")
         assert not [wide for wide in page.evaluate(WIDE) if what in wide], file
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["results/rules", "results/all_pairs", "chapters/notation"])
+def test_table_fades_out_on_a_phone_until_it_is_scrolled_to_its_end(browser, book_html, name):
+    fades, page = "box => getComputedStyle(box).maskImage !== 'none'", browser.new_page()
+    page.goto((book_html / f"{name}.html").as_uri())
+    boxes = page.locator(":is(.dataframe, .matrix, .pst-scrollable-table-container):visible").all()
+    assert boxes and not any(box.evaluate(fades) for box in boxes)  # on a desk all of them fit
+    page.set_viewport_size(PHONE)
+    wide = [box for box in boxes if box.evaluate("box => box.scrollWidth > box.clientWidth + 1")]
+    assert wide and all(box.evaluate(fades) == (box in wide) for box in boxes)
+    for box in wide:
+        box.evaluate("box => box.scrollLeft = box.scrollWidth")
+        page.wait_for_timeout(50)  # the next frame
+        assert not box.evaluate(fades)
     page.close()
 
 
