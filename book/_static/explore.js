@@ -181,11 +181,13 @@ document.addEventListener("DOMContentLoaded", async () => {
   });
   addEventListener("hashchange", readAddress);
   readAddress();
-  form.hidden = false; // before drawing: a chart takes the width it finds
+  form.hidden = false; // before drawing: a chart takes the width that it finds, and then that of each resize
+  const resized = new ResizeObserver(() => dispatchEvent(new Event("resize")));
   for (const [name, chart] of Object.entries(data.charts)) {
     const options = { renderer: "svg", downloadFileName: `explore-${name}`,
       actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false } };
     views[name] = (await vegaEmbed(`#explore-${name}`, chart, options)).view;
+    resized.observe(document.getElementById(`explore-${name}`));
   }
 });
 

@@ -14,6 +14,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     renderer: "svg", downloadFileName: "tradeoffs",
     actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false },
   });
+  new ResizeObserver(() => dispatchEvent(new Event("resize"))).observe(document.getElementById("tradeoffs-chart"));
 
   const settings = { pair, rule, weight, ceiling };
 

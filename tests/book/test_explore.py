@@ -303,6 +303,16 @@ def test_strip_shows_each_picture_once(explore):
     assert len(places) == 12
 
 
+def test_charts_take_the_width_that_a_late_style_leaves_them(explore):
+    page = explore()
+    page.evaluate("document.querySelector('.explore-charts').style.width = '250px'")
+    for chart in ("losses", "accuracies"):
+        page.wait_for_function(
+            "name => document.querySelector(`#explore-${name} svg`).clientWidth <= 250",
+            arg=chart,
+        )
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_never_scrolls_sideways(explore, width, scheme):

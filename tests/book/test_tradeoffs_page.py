@@ -63,6 +63,11 @@ def alpha(text: str) -> float:
     return float(re.search(r"α\* = ([\d.]+)\. ", text)[1])
 
 
+def test_chart_takes_the_width_that_a_late_style_leaves_it(tradeoffs):
+    tradeoffs.evaluate("document.getElementById('tradeoffs-chart').style.width = '250px'")
+    tradeoffs.wait_for_function("document.querySelector('#tradeoffs-chart svg').clientWidth <= 250")
+
+
 @pytest.mark.parametrize(
     ("rule", "settings"), [("weight", [0, 0.25, 0.5, 0.83, 1]), ("ceiling", [0, 1, 7.5, 20])]
 )
