@@ -77,7 +77,7 @@ def judge(pairs: Sequence[report.Pair], evidence: Evidence | None = None) -> pd.
         ("The exceptions are two", ", ".join(EXCEPTIONS), "cannot lose",
          missed, its, verdict(missed == ", ".join(EXCEPTIONS), testable=real),
          "pairs where the root alone is not lower; which they are depends on the real data sets"),
-        ("The loss sum is lower by up to", "2.1 %", f"{best['gain %']:.2f} %",
+        ("The loss sum is lower by up to 2.1 %", "2.1 %", f"{best['gain %']:.2f} %",
          f"{frame['root gain %'].max():.2f} %", f"{frame['log-quintic gain %'].max():.2f} %",
          verdict(best["gain %"] >= 2.05, "holds" if sure else "below the sampling error"),
          f"{best['pair']}; {'beyond' if sure else 'within'} its sampling error"),

@@ -1,6 +1,7 @@
 """What the pages share: numbers of the results files are put into form, and no model is run."""
 
 import html
+import math
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,7 +120,7 @@ def draw_map(ax: mpl.axes.Axes, said: Mapping[str, Any], values: ArrayLike, at: 
     lines = ax.contourf(at, at, np.transpose(values), levels=20, cmap="cividis")
     ax.figure.colorbar(lines, label="sum of the normalised losses")
     visits, label = np.transpose(said["trace"]), "visits of the joint search"
-    ax.plot(*visits, ".", ms=8, color="white", mec="black", mew=0.6, label=label)
+    ax.plot(*visits, ".", ms=10, color="white", mec="black", mew=0.8, label=label, clip_on=False)
     ring: dict[str, Any] = {"mfc": "none", "mec": "#00b8d9", "ms": 15, "mew": 2}
     for (name, search), marker in zip(said["searches"].items(), "DsovX", strict=True):
         look = ring if name == "joint" else {"mec": "white", "ms": 9}
@@ -205,6 +206,13 @@ def typeset(text: str) -> str:
     text = re.sub(r"(?<![^\s(*\[])-(?=\d)", "\N{MINUS SIGN}", text)
     text = re.sub(r"(?<=\d) ?%(?!\w)", "\N{NO-BREAK SPACE}%", text)
     return re.sub(r"(?<=[<>≤≥=±]) (?=[+\N{MINUS SIGN}]?\d)", "\N{NO-BREAK SPACE}", text)
+
+
+def plus_minus(value: float, error: float) -> str:
+    """Return a signed value and its error with the digits that two digits of the error leave."""
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
+    gap = "\N{NO-BREAK SPACE}"
+    return f"{value:+z.{digits}f}{gap}±{gap}{error:.{digits}f}"
 
 
 def csv_link(frame: pd.DataFrame, name: str) -> str:
@@ -294,6 +302,7 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     """Return the line at the foot of a page: which run its numbers are of, all where they mix."""
     keys = ["profile", "seed", "weights", "limit", "finetuned", "normalisation"]
     runs = [{**pair["run"], "normalisation": pair["normalisation"]} for pair in pairs]
+    keys = [key for key in keys if key != "limit" or any(run.get(key) for run in runs)]
     keys += [key for key in ("sample", "choose_on", "variants") if any(key in run for run in runs)]
     named = {key: key.replace("finetuned", "fine-tuned weights") for key in keys}
     facts = {name: _common(run.get(key, "–") for run in runs) for key, name in named.items()}

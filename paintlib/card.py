@@ -40,7 +40,7 @@ def summary(answer: Answer) -> str:
         if measured:
             gains = []
             for end, (fall, error) in measured["gain"].items():
-                said = f"- against the {PLACES[end]} end, the sum falls by {fall:.4f} ± {error:.4f}"
+                said = f"- against the {PLACES[end]} end, the sum falls by {fall:.3f} ± {error:.3f}"
                 verdict = "better" if fall > SURE * error else "not better"
                 gains.append(f"{said}: {verdict} by more than {SURE} errors")
             parts += [f"## {title}", table(measured["tasks"]), "\n".join(gains)]
@@ -62,8 +62,8 @@ def table(tasks: Mapping[str, Any]) -> str:
             for place in PLACES:
                 change, error = task[place]["change"][kind]
                 told = error is not None and place != "patched"
-                more = f" ({change:+.4f} ± {error:.4f})" if told else ""
-                cells.append(_said(task[place][kind], ".4f") + more)
+                more = f" ({change:+.3f} ± {error:.3f})" if told else ""
+                cells.append(_said(task[place][kind], ".3f") + more)
             rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (map(str.ljust, row, widths) for row in rows)
@@ -94,10 +94,11 @@ def picture(answer: Answer) -> str:
 
     band = SURE * (answer["stderr"] or 0.0)
     (a, x, b), _ = at(answer["alpha"] + np.array([-band, 0.0, band]), 0.0)
-    parts = [f'<path d="M{a} 40H{b}V260H{a}" fill="#ddd"/>', text(270, 294, "alpha"),
+    parts = [f'<path d="M{a} 40H{b}V260H{a}" fill="#ddd"/>', text(270, 297, "alpha"),
+             text(8, 24, "normalised losses"),
              f'<path d="M{x} 40V260M60 40V260H480" fill="none" stroke="#000"/>']  # fmt: skip
     for tick in _round(*ends):
-        parts.append(text(at(tick, 0)[0], 276, f"{tick:.4g}", 'text-anchor="middle"'))
+        parts.append(text(at(tick, 0)[0], 278, f"{tick:.4g}", 'text-anchor="middle"'))
     for tick in _round(*heights):
         parts.append(text(54, at(0, tick)[1] + 4, f"{tick:.4g}", 'text-anchor="end"'))
     dense = np.linspace(*ends, 101)
@@ -107,8 +108,8 @@ def picture(answer: Answer) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         dots = zip(*at(alphas, curve), strict=True)
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in dots]
-        parts.append(text(500, 50 + 18 * i, name, f'fill="{colour}"'))
-    size = 'viewBox="0 0 640 300" font-family="sans-serif" font-size="12"'
+        parts.append(text(490, 50 + 20 * i, name, f'fill="{colour}"'))
+    size = 'viewBox="0 0 640 300" font-family="sans-serif" font-size="15"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>\n'
 
 

@@ -30,7 +30,8 @@ class WeightPath:
     (ties) count once.
 
     Args:
-        start, end: weights at alpha = 0 (zero-shot) and 1 (fine-tuned), modules or state dicts.
+        start: weights at alpha = 0 (zero-shot), a module or a state dict.
+        end: weights at alpha = 1 (fine-tuned), likewise.
         only: globs of the names that are interpolated, as "encoder.*"; all by default.
         except_: globs of names that are not (a head): ends may differ there, a model keeps its own.
         after: called with the model after each `set_`, as to estimate BatchNorm anew.

@@ -64,7 +64,7 @@ def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.fl
 
 def difference(objective: PairObjective, first: Alpha,
                second: Alpha) -> tuple[float, float] | None:  # fmt: skip
-    """Return J(first) - J(second) of the summed normalised loss, and its sampling error.
+    """Return F(first) - F(second), F the sum of normalised losses, and its sampling error.
 
     On the same images most of the error of either cancels. None where one was not evaluated.
     """
@@ -78,7 +78,7 @@ def difference(objective: PairObjective, first: Alpha,
 def standard_error(objective: PairObjective, samples: Samples) -> StandardError | None:
     """Return the sampling errors of the lowest sample, by the delta method: (3.5) eq-stderr.
 
-    To first order Var(alpha*) = Var(J'(alpha*)) / J''(alpha*)^2, where Var(J') is the sum over the
+    To first order Var(alpha*) = Var(F'(alpha*)) / F''(alpha*)^2, where Var(F') is the sum over the
     tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
     through its losses at the samples around alpha*. None where the lowest sample is not known.
     """

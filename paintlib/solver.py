@@ -55,9 +55,9 @@ class Status(enum.Enum):
     AT_END = "the minimum is the end of the bracket: the fine-tuned weights can be used as they are"
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
-    UNVERIFIED = "the minimum of a fit, not evaluated: its value is the fit's; verify=True is sure"
+    UNVERIFIED = "the minimum of a fit, not evaluated: the value is the fit's; verify=True tests it"
     AT_CEILING = "a ceiling keeps alpha from the minimum of the sum: a higher one lowers the sum"
-    ABOVE_CEILING = "no alpha seen obeys every ceiling: raise it, lower its probability, add images"
+    ABOVE_CEILING = "no alpha seen obeys every ceiling: raise one, lower its probability, add data"
     NOISE = "the rest is rounding noise: for a finer alpha evaluate in float32, or on more images"
     BUDGET = "evaluations ran out before the tolerance was met; raise max_evals or widen xtol"
 

@@ -11,8 +11,10 @@ Pages of pairs, which `run.json` lists, are in no side bar and no search: one pa
 
 from __future__ import annotations
 
+import enum
 import html
 import importlib.metadata
+import inspect
 import itertools
 import json
 import os
@@ -28,8 +30,10 @@ import vl_convert
 from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from myst_nb.sphinx_ import HideCodeCellNode
+from numpy.typing import ArrayLike
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.util.typing import stringify_annotation
 
 PICTURES = "results/pictures"  # of the chapters, which link to it
 DRAWN = 100_000  # letters: an output as long is a page with its data
@@ -63,7 +67,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run-versions", ProvenanceTable)
     app.add_directive("run-noise", ProvenanceTable)
     app.connect("config-inited", _link_repository)
-    app.connect("autodoc-process-docstring", _link_equations)
+    app.connect("autodoc-process-docstring", _as_rst)
+    app.connect("autodoc-process-signature", _name_types)
+    app.connect("autodoc-skip-member", _skip_fields)
     app.connect("doctree-resolved", _link_figures)
     app.connect("doctree-resolved", _link_names)
     app.connect("doctree-resolved", _break_names)  # after the names have their links
@@ -85,10 +91,30 @@ def _link_repository(_app: Sphinx, config: Config) -> None:
         }
 
 
-def _link_equations(_app: Sphinx, *about: Any) -> None:
-    """Link a mark as (3.3) eq-root in a docstring to the equation of that label."""
+def _as_rst(_app: Sphinx, *about: Any) -> None:
+    """Turn `code`, $$formulas$$ and marks as (3.3) eq-root, in a docstring, into markup."""
     lines: list[str] = about[-1]
-    lines[:] = [re.sub(r"\(\d+\.\d+\) (eq-[\w-]+)", r":eq:`\1`", line) for line in lines]
+    for number, line in enumerate(lines):
+        line = re.sub(r"(?<![`:\w])`([^`]+)`(?![`_])", r"``\1``", line)
+        line = re.sub(r"\$\$(.+)\$\$", r".. math:: \1", line)
+        lines[number] = re.sub(r"\(\d+\.\d+\) (eq-[\w-]+)", r":eq:`\1`", line)
+
+
+def _name_types(
+    _app: Sphinx, _what: str, _name: str, thing: Any, _options: Any, signature: str, returns: str
+) -> tuple[str | None, str | None] | None:
+    """Name a type as the source does, where its parts would fill lines; an Enum has no call."""
+    if isinstance(thing, type) and issubclass(thing, enum.Enum):
+        return "", None
+    array = stringify_annotation(ArrayLike, "smart")
+    parts = (part and part.replace(array, "ArrayLike") for part in (signature, returns))
+    first, last = (part and part.replace("<factory>", "...") for part in parts)
+    return first, last
+
+
+def _skip_fields(_app: Sphinx, _what: str, _name: str, thing: Any, *_: Any) -> bool | None:
+    """Leave out the fields of a NamedTuple, which its signature has and no docstring tells of."""
+    return True if (inspect.getdoc(thing) or "").startswith("Alias for field number") else None
 
 
 def _pairs(app: Sphinx) -> list[str]:

@@ -89,7 +89,7 @@ function mean(points) {
 
 function sentence({ pair, alpha, supported, patching }, before) {
   const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
-  const whose = pair === "all" ? "On average, each pair at its own α*: " : "";
+  const whose = pair === "all" ? "Means, each pair at its own α*: mean " : "";
   return `${whose}α* = ${alpha.toFixed(3)}. Supported accuracy ${percent(supported)} ` +
     `(zero-shot ${percent(before.supported)}), patching accuracy ${percent(patching)} ` +
     `(zero-shot ${percent(before.patching)}).`;

@@ -119,7 +119,8 @@ def sentences(spread: pd.DataFrame) -> list[str]:
         f"{'no gain exceeds' if beyond == '0' else f'{beyond} of the gains exceed'} its own.",
         "What a polynomial can save is evaluations: our variant, the log-quintic, finds the same "
         f"alpha with {said('evaluations, log-quintic', '{:.1f}')} evaluations beyond the two ends "
-        "in place of 19, while the paper's quintic takes the 19 of the grid and one more.",
+        "in place of 19, while the paper's quintic, as we read the paper, takes the 19 of the grid "
+        "and one more.",
         "Against PAINT's rule, which takes the best mean accuracy on that grid, the loss sum keeps "
         f"{said('supported points kept', '{:.1f}')} points more accuracy on the supported tasks "
         f"and gives up {said('patching points given up', '{:.1f}')} points on the patching tasks, "

@@ -130,7 +130,7 @@ def test_address_holds_the_choice_and_back_returns_to_it(visit, tradeoffs):
     assert slider.input_value() == "1.5" and slider.is_visible()
     tradeoffs.evaluate("location.hash = '#pair=all&rule=weight&weight=0.25'")
     tradeoffs.wait_for_function(
-        "document.getElementById('tradeoffs-result').textContent.startsWith('On average')"
+        "document.getElementById('tradeoffs-result').textContent.startsWith('Means')"
     )
     assert tradeoffs.get_by_label("Weight of").input_value() == "0.25"
 

@@ -145,7 +145,7 @@ def test_text_tells_alpha_its_error_why_it_stopped_and_what_changes(folder, caps
     told = capsys.readouterr()
     assert re.search(r"alpha = 0\.\d+ ± 0\.\d+", told.out)
     assert re.search(r"CONVERGED: .*numerical error [\de.-]+, sampling error 0\.\d+", told.out)
-    row = r"\| keep +\| 90 +\| loss +\| \d\.\d{4} \([+-]\d\.\d{4} ± \d\.\d{4}\)"
+    row = r"\| keep +\| 90 +\| loss +\| \d\.\d{3} \([+-]\d\.\d{3} ± \d\.\d{3}\)"
     assert len(re.findall(row, told.out)) == 2  # chosen on, held out
     assert told.out.count("better by more than 1.96 errors") == 4
     assert "Warnings" not in told.out
