@@ -81,13 +81,19 @@ def _patch(options: argparse.Namespace) -> None:
 
     if options.out and not options.out.endswith(".safetensors"):
         raise ValueError(f"--out {options.out} is no .safetensors file; name one")
+    parents = options.zero_shot, options.fine_tuned
+    if options.out and Path(options.out).resolve() in [Path(name).resolve() for name in parents]:
+        raise ValueError(f"--out {options.out} is one of the checkpoints; name another file")
+    card_file = Path(options.report or "", "README.md")
+    if options.report and card_file.exists() and "paintlib" not in card_file.read_text("utf-8"):
+        raise ValueError(f"{card_file} is no model card of paintlib; give --report another folder")
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)
-    parents = options.zero_shot, options.fine_tuned
     path = WeightPath.load(*parents, except_=options.except_, after=setup.after)
     path.to(next(setup.model.parameters()).device)
-    store = Store(options.store, dict(zip(("start", "end"), path.digests, strict=True)))
+    key = dict(zip(("start", "end"), path.digests, strict=True))
+    store = Store(options.store, key | ({"after": "yes"} if setup.after else {}))
     probes = patch.check(setup, path, store, labels=options.dry_run)
     if options.dry_run:
         return print(patch.forecast(setup, path, probes, store))

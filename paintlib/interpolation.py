@@ -43,7 +43,7 @@ class WeightPath:
 
     def __init__(self, start: Weights, end: Weights, *, only: Names = (), except_: Names = (),
                  after: After | None = None) -> None:  # fmt: skip
-        sides = [dict(s.state_dict() if isinstance(s, nn.Module) else s) for s in (start, end)]
+        sides = [checkpoints.read(side) for side in (start, end)]
         self._begin(sides, checkpoints.chooser(only, except_, sides), after)
 
     @classmethod
@@ -221,6 +221,21 @@ class WeightPath:
 
         noted = {self._prefix + name: self._prefix + home for name, home in ties.items()}
         checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
+
+    def kept_share(self, alpha: float) -> float:
+        """Return the share of w(alpha) - w_zs that rounding leaves in the types of `save`.
+
+        It is near 1, but near 0 where updates are finer than the digits of a half-precision start.
+        """
+        kept = whole = 0.0
+        for name, ends in self._floats.items():
+            for start, end in _chunks(*ends):
+                here = self._write(torch.empty_like(start, dtype=self.dtype), start, end, alpha)
+                step = here - start.to(self.dtype)
+                left = here.to(self._dtypes[name]).to(self.dtype) - start.to(self.dtype)
+                kept += float(torch.vdot(left.double(), step.double()))
+                whole += float(torch.vdot(step.double(), step.double()))
+        return kept / whole if whole else 1.0
 
     def _write(self, out: Tensor, start: Tensor, end: Tensor, alpha: float) -> Tensor:
         if not math.isfinite(alpha):

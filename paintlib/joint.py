@@ -68,6 +68,11 @@ class WeightPatches:
         self.paths, self.after = tuple(WeightPath(start, end) for end in ends), after
         self.origin = (0.0,) * len(ends)  # the coefficients of the start
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The SHA-256 of the start and of each end."""
+        return self.paths[0].digests[0], *(path.digests[1] for path in self.paths)
+
     def set_(self, model: nn.Module, alpha: Sequence[float]) -> nn.Module:
         """Write the weights of one coefficient per patch into `model` in place and return it."""
         shares = tuple(map(float, np.atleast_1d(alpha)))

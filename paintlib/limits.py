@@ -45,13 +45,17 @@ def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
         raise ValueError(f"probability is {probability}; give one between 0 and 1, say 0.95")
     which = objective.names.index(task)
     start, here = (objective.images(a)[which].losses for a in (objective.origin, alpha))
+    if not start.mean() > 0:
+        raise ValueError(f"task {task!r} has a zero-shot loss of {start.mean():.3g}; the rise of a "
+                         "ceiling is a share of a positive loss")  # fmt: skip
     ratio = float(here.mean() / start.mean())
     spread = float(np.std(here - ratio * start)) / math.sqrt(len(here)) / float(start.mean())
     return ratio - 1 + float(special.ndtri(probability)) * spread
 
 
 def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracket = (0.0, 1.0), *,
-          xtol: float | XTol = 1e-3, known: Known = ()) -> Solution:  # fmt: skip
+          xtol: float | XTol = 1e-3, max_evals: int | None = None,
+          known: Known = ()) -> Solution:  # fmt: skip
     """Minimise the sum of all tasks at alphas that obey every ceiling.
 
     Where the minimum that `log_quintic` finds obeys, it is the answer. Else that lies where a
@@ -76,7 +80,7 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
             raise ValueError(f"{ceiling}: the rise is a fraction of the loss above -1, say 0.01")
         highest_rise(objective, ceiling.task, objective.origin, ceiling.probability)
     mine = [sample for sample in known if objective.known(sample.alpha)]
-    free = log_quintic(objective, bracket, xtol=xtol, known=mine)
+    free = log_quintic(objective, bracket, xtol=xtol, max_evals=max_evals, known=mine)
     logs = {sample: above(sample) for sample in free.trace}
     if max(logs[min(logs, key=lambda sample: sample.value)]) <= 0:
         return free

@@ -114,6 +114,18 @@ class TaskLoss:
             raise ValueError(f"one batch, scored twice at the same weights, differs: {seen}; "
                              f"{SAME_IMAGES}")  # fmt: skip
 
+    def confirm(self, kept: ImageScores, where: object) -> None:
+        """Score the task where `kept`, read from `where`, was scored; ValueError if that differs.
+
+        Rounding may differ, as on another device; images, their order and the precision may not.
+        """
+        now = self.evaluate()
+        same = len(now.losses) == len(kept.losses) and kept.digest in ("", now.digest)
+        close = same and np.allclose(kept.losses, now.losses, 0.02, 1e-3, equal_nan=True)
+        if not close or abs(now.eps - kept.eps) > 1e-4:  # float32 and finer are not told apart
+            what = "has other losses at alpha = 0: data, model or precision changed"
+            raise ValueError(f"{where} {what}; delete it, or give another file")
+
     def value_and_slope(self, path: WeightPath, alpha: float,
                         step: float = 1e-3) -> tuple[float, float]:  # fmt: skip
         """Return the mean loss L and dL/dalpha at `alpha`, from two losses `step` apart around it.
@@ -202,8 +214,9 @@ class TaskLoss:
         for name, call in (("loss", self.loss), ("correct", self.correct)):
             values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
             fits = isinstance(values, Tensor) and values.ndim == 1
-            # tensors that agree on a length tell the number of examples
-            if not fits or (len(sizes) == 1 and sizes != {len(values)}):
+            # tensors that agree on a length tell the number of examples; one value is a mean
+            odd = fits and sizes and len(values) not in sizes
+            if not fits or (odd and 1 in (len(sizes), len(values))):
                 of = f" of {min(sizes)} examples" if len(sizes) == 1 else ""
                 said = f"{name} gives {_said(values)} for batch {number}{of}"
                 raise ValueError(f"{said}; {PER_EXAMPLE}")
@@ -225,6 +238,7 @@ def _said(value: Any) -> str:
 
 def outside(labels: Tensor, classes: int) -> Tensor:
     """Return which labels are no class."""
+    labels = labels.long()  # a byte holds no -100
     return ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
 
 

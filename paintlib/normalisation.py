@@ -37,6 +37,8 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     """
     if kind not in NORMALISATIONS:
         raise ValueError(f"unknown normalisation {kind!r}; choose from {', '.join(NORMALISATIONS)}")
+    if classes < 1:
+        raise ValueError(f"classes = {classes}; a task has one or more")
     low, high = min(losses), max(losses)
     units = {"zero_shot": losses[0], "log_classes": math.log(classes), "minmax": high - low}
     scale = Normaliser(float(low if kind == "minmax" else 0.0), float(units.get(kind, 1.0)))

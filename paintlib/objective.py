@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,12 +76,14 @@ class PairObjective:
         classes: number of classes per task.
         normalisation: one of `NORMALISATIONS`.
         names: what the tasks are called in the store; "0", "1", ... by default.
-        store: where evaluations are looked up and kept, those of each task by themselves.
+        store: where evaluations are looked up and kept, those of each task by themselves. Of a file
+            the tasks are scored once more at alpha = 0, and compared.
         weights: a factor of each task's normalised loss, 1 by default, 0 for a mere ceiling.
         evaluate, origin: as in `replay`; a path has its own.
 
     Raises:
-        ValueError: the normalisation, classes, names or weights do not fit, or the models differ.
+        ValueError: the normalisation, classes, names or weights do not fit, the models differ, or
+            the store is of other weights or images.
     """
 
     samples = tuple(i / 20 for i in range(21))  # the exhaustive search's set the scale of minmax
@@ -102,6 +104,8 @@ class PairObjective:
                 raise ValueError("the tasks must share one model: the one the path writes into")
             by_name = dict(zip(self.names, tasks, strict=True))
             fresh, origin = set(by_name), getattr(path, "origin", 0.0)
+            if store is not None and store.file != Store(None).file:
+                _confirm(store, path, by_name, origin)
 
             def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
                 path.set_(tasks[0].model, alpha)
@@ -197,3 +201,15 @@ class PairObjective:
         """Return whether `alpha` costs nothing."""
         rows = (self._store.get(position(alpha), name) for name in self.names)
         return all(row is not None for row in rows)
+
+
+def _confirm(store: Store, path: Any, tasks: Mapping[str, TaskLoss], origin: Any) -> None:
+    """Refuse a store of other weights, or of tasks that cost otherwise at the origin."""
+    if not store.key or "start" in store.key:  # else the user's own key tells
+        start, *ends = path.digests
+        store.claim({"start": start, "end": " ".join(ends)})
+    for name in store.unconfirmed & tasks.keys():
+        if (kept := store.get(position(origin), name)) is not None:
+            path.set_(tasks[name].model, origin)
+            tasks[name].confirm(kept, store.file)
+        store.unconfirmed.discard(name)

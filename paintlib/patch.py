@@ -28,6 +28,7 @@ from paintlib.store import Store
 __all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast"]
 
 HELD_OUT = " (held out)"  # behind a task's name in the store
+KEPT = 0.9  # of the way from start to alpha; what rounding leaves of it
 DROWNS = 20.0  # times the range of another task's normalised loss
 
 
@@ -96,8 +97,9 @@ def find_setup(name: str) -> Setup:
 def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
     """Score the first batch of each task at alpha = 0, and refuse what does not fit.
 
-    That is the model and the path, a task, or a store that has other losses of that batch. With
-    `labels`, all batches are read, and each label is compared with the number of classes.
+    That is the model and the path, a task, or a store that has other losses there, for which all of
+    a stored task is scored once more. With `labels`, all batches are read, and each label is
+    compared with the number of classes.
     """
     path.set_(setup.model, 0.0)
     probes = {}
@@ -117,10 +119,7 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
                     what = f"batch {number} of task {name!r} has the label {int(odd[0])}"
                     raise ValueError(f"{what}; its logits are of the classes 0 to {classes - 1}")
         if (kept := store.get(0.0, name)) is not None:
-            size = min(len(kept.losses), len(first.losses))
-            if not np.allclose(kept.losses[:size], first.losses[:size], 0.02, 1e-3):
-                what = f"{store.file} has other losses of task {name!r} at alpha = 0"
-                raise ValueError(f"{what}: data or model changed; delete it, or give another file")
+            task.confirm(kept, f"task {name!r}: {store.file}")
         probes[name] = Probe(first, _count(task.batches), classes, seconds)
     return probes
 
@@ -182,7 +181,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
     if options.solver == "log_quintic":
         own["xtol"] = xtol
     if ceilings:  # their search is a log-quintic
-        found = limits.under(objective, ceilings, options.bracket, xtol=xtol)
+        found = limits.under(objective, ceilings, options.bracket, **own)
     else:
         found = getattr(solver, options.solver)(objective, options.bracket, **own)
     error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
@@ -210,7 +209,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
-    told["warnings"] = list(_warnings(setup, objective, found, told))
+    told["warnings"] = list(_warnings(setup, path, objective, found, told))
     plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)
     return plain
 
@@ -261,13 +260,18 @@ def _paired(row: Any) -> tuple[float, float]:
     return row.mean(), row.std() / len(row) ** 0.5
 
 
-def _warnings(setup: Setup, objective: PairObjective, found: solver.Solution,
+def _warnings(setup: Setup, path: WeightPath, objective: PairObjective, found: solver.Solution,
               told: Mapping[str, Any]) -> Iterator[str]:  # fmt: skip
     """Yield what a user should know before she trusts the answer."""
     if found.status not in (solver.Status.CONVERGED, solver.Status.AT_CEILING):
         yield f"{found.status.name}: {found.status.value}"
-    parts = np.ptp([sample.parts for sample in found.trace], axis=0)
-    least, most = (objective.names[i] for i in (parts.argmin(), parts.argmax()))
+    if (share := path.kept_share(found.alpha)) < KEPT:
+        what = f"{share:.0%} of the patch is left in the types of the checkpoints, and of --out"
+        yield f"{what}: convert both to float32 first, or apply alpha to the adapter itself"
+    counted = np.array(objective.weights) > 0
+    parts = np.ptp([sample.parts for sample in found.trace], axis=0)[counted]
+    names = np.array(objective.names)[counted]
+    least, most = str(names[parts.argmin()]), str(names[parts.argmax()])
     if parts.max() > DROWNS * parts.min():
         what = f"changes by {parts.max():.3g} along the path, the other's by {parts.min():.3g}"
         yield f"the scale of task {most!r} drowns {least!r}: its normalised loss {what}"

@@ -237,4 +237,4 @@ _value = operator.attrgetter("value")
 
 
 def _variance(row: NDArray[np.float64]) -> float:
-    return float(row.var()) / len(row)  # of the mean
+    return float(row.var()) / len(row) if len(row) > 1 else math.nan  # of the mean

@@ -50,7 +50,9 @@ XTol = Callable[[Sequence[Evaluation]], float]
 class Status(enum.Enum):
     """How a search ended; the value of each member is advice."""
 
-    CONVERGED = "the minimum is inside the bracket, located to the tolerance asked for"
+    CONVERGED = (
+        "the minimum is inside the bracket, and known to the tolerance as far as the samples tell"
+    )
     AT_START = "the minimum is the start of the bracket: patching does not help at these weights"
     AT_END = "the minimum is the end of the bracket: the fine-tuned weights can be used as they are"
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"

@@ -35,7 +35,7 @@ class Store:
     The first `put` makes `file`, an `.npz`, with its folder, if it is `writable`; otherwise it must
     exist, and what is put stays in memory, as it does without a file. `key` says what was
     evaluated: digests of both ends (`WeightPath.digests`) and of the data, the precision and so on;
-    without, the file's is taken.
+    without, the file's is taken, or the digests of the ends of the objective that uses it.
 
     Raises:
         ValueError: the file is damaged, no store, or of another key.
@@ -49,6 +49,7 @@ class Store:
         self._rows: dict[str, dict[Any, ImageScores]] = {}
         if file is not None:
             self._read()
+        self.unconfirmed = {*self._rows}  # tasks whose images nobody has compared with the file's
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -117,14 +118,26 @@ class Store:
                     found += [(a, {task: ImageScores(*row, **more)}) for a, *row in rows]
             except Exception as error:  # whatever reading a damaged zip may raise
                 raise ValueError(f"{self.file} is damaged, or no store; delete it") from error
-        ours = self.key or key
-        for field in sorted(f for f in ours | key if key.get(f) != ours.get(f)):
-            said = f"with {field} = {key.get(field)!r}, not {ours.get(field)!r}"
-            remedy = "delete it, or give these another file"
-            raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
+        self._compare(key, self.key or key)
         self.key = key
         for alpha, scores in found:
             self._add(alpha, scores)
+
+    def claim(self, key: Mapping[str, str]) -> None:
+        """Take `key` as what is evaluated, where there is none; ValueError if the file has another.
+
+        A key without its fields is the user's own, and stays.
+        """
+        if self.key or self._rows:
+            common = key.keys() & self.key.keys() if self.key else key.keys()
+            return self._compare({f: self.key.get(f) for f in common}, {f: key[f] for f in common})
+        self.key = dict(key)
+
+    def _compare(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        for field in sorted(f for f in {*ours, *theirs} if theirs.get(f) != ours.get(f)):
+            said = f"with {field} = {theirs.get(field)!r}, not {ours.get(field)!r}"
+            remedy = "delete it, or give these another file"
+            raise ValueError(f"{self.file} holds evaluations {said}; {remedy}")
 
     def _write(self) -> None:
         arrays = {"key": np.array(json.dumps(self.key, sort_keys=True))}

@@ -160,11 +160,29 @@ def test_mismatch_names_the_first_differing_tensor():
     with pytest.raises(
         ValueError, match=r"1 tensors differ, .* \(2,\) of floats .* \(2,\) of integers"
     ):
-        WeightPath({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.int64)})
+        WeightPath(
+            *({"a": torch.ones(2, dtype=d), "b": torch.ones(1)} for d in (None, torch.int64))
+        )
     with pytest.raises(ValueError, match="no floating point tensor"):
         WeightPath({"a": torch.tensor(1)}, {"a": torch.tensor(2)})
     with pytest.raises(ValueError, match="on one side only, first: '0.bias'"):
         WeightPath(network(1), network(2)).set_(nn.Sequential(nn.Linear(6, 8, bias=False)), 0.5)
+
+
+def test_state_dict_beside_others_is_found_as_in_a_file():
+    ends = [{"state_dict": network(seed).state_dict(), "epoch": 3} for seed in (1, 2)]
+    assert torch.equal(WeightPath(*ends).at(0.3), WeightPath(network(1), network(2)).at(0.3))
+
+
+def test_share_of_a_patch_that_half_precision_keeps():
+    start = {"a": torch.ones(1000), "b": torch.ones(1000)}
+    large = WeightPath(start, {"a": 1.5 * torch.ones(1000), "b": torch.ones(1000)})
+    assert large.kept_share(0.3) == 1.0 == large.kept_share(0.0)
+    half = {name: tensor.bfloat16() for name, tensor in start.items()}
+    fine = half | {"a": torch.full((1000,), 1.0078125, dtype=torch.bfloat16)}  # one digit more
+    path = WeightPath(half, fine)
+    assert path.kept_share(0.3) == 0.0 and path.kept_share(1.0) == 1.0
+    assert path.kept_share(0.8) == pytest.approx(1 / 0.8, rel=1e-4)
 
 
 def test_damaged_weights_are_refused_by_name():

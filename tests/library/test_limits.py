@@ -185,3 +185,14 @@ def test_known_evaluations_are_not_paid_for_again():
     elsewhere = Tasks(0).objective()  # knows the images at 0 only
     found = limits.under(elsewhere, [Ceiling("keep", 0.1)], known=first.trace)
     assert found.alpha == first.alpha and found.evaluations == first.evaluations - 1
+
+
+@pytest.mark.parametrize("shift", [-9.0, "zero"])
+def test_rise_of_a_loss_that_is_not_positive_is_refused(shift):
+    def evaluate(alpha, names):
+        row = np.zeros(30) if shift == "zero" else np.linspace(1, 2, 30) + alpha + shift
+        return [ImageScores(row, row < 1) for _ in names]
+
+    objective = PairObjective.replay(None, ["keep", "fix"], [4, 4], "none", evaluate=evaluate)
+    with pytest.raises(ValueError, match="task 'keep' has a zero-shot loss of"):
+        limits.under(objective, [Ceiling("keep", 0.01)])

@@ -168,9 +168,32 @@ def test_search_resumes_from_its_store_without_repeating_an_evaluation(pair, for
     resumed = pair(store=Store(tmp_path / "s.npz"))
     assert solver.log_quintic(resumed) == whole
     assert len(resumed.evaluated) == whole.evaluations - 3
-    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN
+    confirmed = 60  # once more at alpha = 0, to compare
+    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN + confirmed
     assert solver.log_quintic(pair(store=Store(tmp_path / "s.npz", writable=False))) == whole
-    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN
+    assert sum(forwards) == 60 * whole.evaluations + 2 * AGAIN + 2 * confirmed
+
+
+def test_store_of_other_weights_or_tasks_is_refused(tmp_path):
+    def objective(seed=2, images=5, key=None, **options):
+        path, model = WeightPath(network(1), network(seed)), network(3)
+        tasks = [TaskLoss(model, batches(s)) for s in (4, images)]
+        store = Store(tmp_path / "s.npz", key)
+        return PairObjective(path, tasks, [4, 4], store=store, **options)
+
+    value = objective().score(0.5)
+    assert objective().score(0.5) == value and objective(normalisation="none").score(0.5) == value
+    with pytest.raises(ValueError, match=r"s\.npz holds evaluations with end = "):
+        objective(seed=4)
+    with pytest.raises(ValueError, match=r"s\.npz has other losses at alpha = 0: data, model or"):
+        objective(images=6)
+    (tmp_path / "s.npz").unlink()
+    objective(key={"data": "mine"})
+    objective(seed=4, key={"data": "mine"})  # a key of one's own tells what is evaluated
+    (tmp_path / "s.npz").unlink()
+    Store(tmp_path / "s.npz").put(0.0, {"0": scored(*[1.0] * 30)})
+    with pytest.raises(ValueError, match="with end = None, not"):
+        objective()
 
 
 def test_task_that_is_stored_is_not_evaluated_again(forwards, tmp_path):
@@ -181,7 +204,7 @@ def test_task_that_is_stored_is_not_evaluated_again(forwards, tmp_path):
     assert sum(forwards) == 120 + AGAIN
     second = PairObjective(path, tasks[1:], [4, 4], names="bc", store=Store(tmp_path / "s.npz"))
     assert second.score(0.5)[0] == first.score(0.5)[1]
-    assert sum(forwards) == 180 + AGAIN * 3 / 2  # task c at 0 and 0.5
+    assert sum(forwards) == 180 + AGAIN * 3 / 2 + 30  # task c at 0 and 0.5, b compared
     assert second.evaluated == [0.0, 0.5]
     assert Store(tmp_path / "s.npz").tasks == ("a", "b", "c")
 

@@ -395,7 +395,55 @@ def test_store_of_other_weights_or_of_other_data_is_refused(folder, monkeypatch,
     double = dataclasses.replace(made.tasks["keep"], logits=lambda x: 2 * made.model(x))
     give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": double}))
     assert patch() == 1
-    assert "other losses of task 'keep' at alpha = 0" in capsys.readouterr().err
+    assert "task 'keep': paintlib.npz has other losses at alpha = 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["labels", "images", "fewer", "precision", "after"])
+def test_change_behind_the_first_batch_is_noticed_when_a_store_is_used_again(
+    folder, monkeypatch, capsys, change
+):
+    made = setup(held_out=False)
+    give(monkeypatch, made)
+    whole = answer(capsys)
+    assert answer(capsys)["alpha"] == whole["alpha"]
+    (x, y), *rest = made.tasks["keep"].batches
+    later = {"labels": [(a, (b + 1) % 4) for a, b in rest], "images": [(-a, b) for a, b in rest],
+             "fewer": rest[:1]}.get(change, rest)  # fmt: skip
+    keep = dataclasses.replace(made.tasks["keep"], batches=[(x, y), *later])
+    if change == "precision":
+        keep = dataclasses.replace(keep, logits=lambda images: made.model(images).half())
+    after = (lambda model: None) if change == "after" else None
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": keep}, after=after))
+    assert patch() == 1
+    said = capsys.readouterr().err
+    assert ("after = None, not 'yes'" if change == "after" else "has other losses at alpha") in said
+
+
+def test_no_file_of_the_user_is_overwritten(folder, capsys):
+    before = Path(ENDS[1]).read_bytes()
+    assert patch("--out", f"./{ENDS[1]}") == 1
+    assert "is one of the checkpoints" in capsys.readouterr().err
+    assert Path(ENDS[1]).read_bytes() == before
+    Path("README.md").write_text("my project", encoding="utf-8")
+    assert patch("--report", ".") == 1
+    assert "is no model card of paintlib" in capsys.readouterr().err
+    assert Path("README.md").read_text(encoding="utf-8") == "my project"
+    assert patch("--report", "card") == 0 == patch("--report", "card")
+
+
+def test_patch_that_half_precision_rounds_away_is_told(folder, monkeypatch, capsys):
+    start = end(1).bfloat16().state_dict()
+    fine = {n: t.view(torch.int16).add(1).view(torch.bfloat16) for n, t in start.items()}
+    save_file(start, ENDS[0]), save_file(fine, ENDS[1])
+    give(monkeypatch, setup(network(3).float(), held_out=False))
+    told = answer(capsys, "--solver", "grid", "--step", "0.1", "--bracket", "0.1", "0.4")
+    assert "0% of the patch is left in the types of the checkpoints" in " ".join(told["warnings"])
+
+
+def test_ceiling_takes_as_many_evaluations_as_are_given(folder, capsys):
+    assert patch("--ceiling", "keep=5", "--max-evals", "3", "--store", "a.npz") == 1
+    assert "evaluations ran out" in capsys.readouterr().err
+    assert answer(capsys, "--ceiling", "keep=5", "--max-evals", "12")["status"] == "CONVERGED"
 
 
 def test_dry_run_evaluates_nothing_but_a_batch_and_tells_what_it_would_take(folder, monkeypatch,
