@@ -223,10 +223,7 @@ class WeightPath:
         checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
 
     def kept_share(self, alpha: float) -> float:
-        """Return the share of w(alpha) - w_zs that rounding leaves in the types of `save`.
-
-        It is near 1, but near 0 where updates are finer than the digits of a half-precision start.
-        """
+        """Return the share of w(alpha) - w_zs that rounding to the types of `save` leaves."""
         kept = whole = 0.0
         for name, ends in self._floats.items():
             for start, end in _chunks(*ends):

@@ -501,6 +501,7 @@ def test_mean_over_a_batch_is_refused_where_no_length_tells_the_examples():
 def test_one_example_has_no_sampling_error():
     path, data = WeightPath(network(1), network(2)), [(torch.randn(1, 6), torch.tensor([1]))]
     objective = PairObjective(path, [TaskLoss(network(3), data)], [4], "none")
+    objective(1.0)
     assert math.isnan(sampling.difference(objective, 0.0, 1.0)[1])
 
 
