@@ -225,8 +225,8 @@ class WeightPath:
     def kept_share(self, alpha: float) -> float:
         """Return the share of w(alpha) - w_zs that rounding to the types of `save` leaves."""
         kept = whole = 0.0
-        for name, ends in self._floats.items():
-            for start, end in _chunks(*ends):
+        for name in [n for n in self._floats if self._dtypes[n].itemsize < self.dtype.itemsize]:
+            for start, end in _chunks(*self._floats[name]):
                 here = self._write(torch.empty_like(start, dtype=self.dtype), start, end, alpha)
                 step = here - start.to(self.dtype)
                 left = here.to(self._dtypes[name]).to(self.dtype) - start.to(self.dtype)
