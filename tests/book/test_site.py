@@ -231,6 +231,13 @@ def test_names_of_the_library_lead_to_its_docstrings_and_these_to_its_source(sou
     assert "_modules/paintlib/solver.html#quintic" in links
 
 
+def test_reference_of_the_library_has_no_leftovers_of_its_making(soups):
+    text = next(soup for page, soup in soups.items() if page.stem == "api").article.get_text()
+    left = ("Alias for field number", "$$", "_Buffer", "<factory>", "–tasks", "(value, names=")
+    assert not [words for words in left if words in text]
+    assert "except_ –" in text and "NOT_QUASICONVEX = " in text and "ArrayLike" in text
+
+
 def test_jupyter_book_2_is_sent_away():
     """It would succeed with no HTML; it reads this file, and the plugin ends it."""
     config = yaml.safe_load((ROOT / "myst.yml").read_text(encoding="utf-8"))
