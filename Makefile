@@ -74,8 +74,7 @@ kept: env
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval -o addopts= -o filterwarnings=default book/pairs book/results
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --nbval
 
 zip: env
 	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -40,6 +41,14 @@ def test_pages_hold_no_traceback_no_warning_and_nothing_that_changes_from_run_to
                 assert output.get("name") != "stderr", path
 
 
+def test_no_page_is_left_out_of_make_test():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]
+    tried = settings["ini_options"]["testpaths"]
+    assert {path.parent.relative_to(ROOT).as_posix() for path in PAGES} <= {*tried}
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert re.search(r"^test: env\n\t.* -m pytest .*--nbval", makefile, re.M)
+
+
 def test_figures_of_the_prose_are_those_of_the_pages():
     results = ROOT / "book/results"
     own = pages._drawn(results / "claims.ipynb")
@@ -69,8 +78,7 @@ def test_an_output_altered_by_one_per_cent_is_caught(tmp_path):
     altered = f">0.{int(number[1]) + 1:02d}</a>"
     output.data["text/html"] = html.replace(number[0], altered, 1)
     nbformat.write(notebook, page)
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
-    command += ["-o", "filterwarnings=default", "-o", "addopts=", str(page)]
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", str(page)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "1 failed" in done.stdout, done.stdout[-3000:]
