@@ -14,7 +14,7 @@ from experiment.sources import kept, page, prose, step
 SETTINGS = {name: str(config.get(name) or "") for name in CHOICES}
 FRESH = int(config.get("images") or 0)  # test images a task, for the evidence
 DATA, WEIGHTS = str(config.get("data") or "data"), str(config.get("weights") or "")
-run = Run.of(config.get("profile", "micro"), int(config.get("seed", 0)),
+run = Run.of(config.get("profile", "micro"), int(str(config.get("seed", 0))),
              **SETTINGS | {name: int(SETTINGS[name] or 0) for name in ("limit", "sample")})
 A, R, BOOK, REAL = run.folder, run.results, run.book, run.profile.real
 SITE = f"{BOOK}/_build/html/index.html"
@@ -33,7 +33,7 @@ RUN = " ".join(f"--{name.replace('_', '-')} {quote(str(said))}" for name, said i
 
 if workflow.is_main_process:  # not in the jobs that a cluster starts
     lock = locks.claim_folder(Path())
-    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)} && {STEP} estimate {RUN}"
+    check = f"{STEP} check {RUN} --data {quote(DATA)} --weights {quote(WEIGHTS)} --images {FRESH} && {STEP} estimate {RUN}"
     if REAL and subprocess.run(check, shell=True).returncode:
         sys.exit(1)
 onstart: locks.end_steps_at_sigterm()
@@ -80,7 +80,7 @@ if REAL:
         shell: "{STEP} head {RUN} {wildcards.task}"
 
     rule verify:  # accuracies, against published ones
-        input: step("verify"), f"{A}/{{kind}}/{{task}}.safetensors"
+        input: step("verify"), f"{A}/{{kind}}/{{task}}.safetensors", "book/published/vitb32_accuracy.csv"
         output: f"{A}/verified/{{kind}}/{{task}}.json"
         resources: gpu=GPU, mem_mb=SMALL
         shell: "{STEP} verify {RUN} {wildcards.kind} {wildcards.task}"
@@ -110,6 +110,7 @@ rule describe:
     input: step("describe"), f"{A}/zero_shot.safetensors", HEADS, IMAGES
     output: DESCRIBED
     params: tasks=",".join(TASKS)  # a run of other tasks is another description
+    resources: gpu=GPU  # it takes one, as all that have a session
     shell: "{STEP} describe {RUN}"
 
 rule finetune:

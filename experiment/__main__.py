@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         locks.end_with_run()
         run = Run.of(**chosen)
-        # the others go on without a patching task, but not without what all pairs need
+        # the others go on without a patching task, but not without what all pairs need, nor where
+        # `verify`, which is told a kind too, doubts labels, prompts or recipe: they share these
         needed = command in BEFORE_PAIRS and not set() < set(positional) < set(run.profile.patching)
         given = {name: value for name, value in options.items() if value is not None}
         call = find(command)
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("paintlib: stopped; the same command goes on from here", file=sys.stderr)
         status = 130
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        print(f"paintlib: {what}: {error}; give a file that exists", file=sys.stderr)
     except OSError as error:
         remedy = "mend that (room, rights), and the same command goes on from here"
         print(f"paintlib: {what}: {error}; {remedy}", file=sys.stderr)
@@ -80,6 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
 def find(command: str) -> Any:
     """Return the function of a command: it takes a run, then the command's own arguments."""
     return getattr(importlib.import_module(f"experiment.{COMMANDS[command][0]}"), command)
+
+
+def _data(said: str) -> Path:
+    """Return a folder, or `hub.ROOT` where the word itself was said."""
+    path = Path(said).expanduser()
+    return path if said == "hub" else path.absolute() if path == Path("hub") else path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,8 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                         "validation, halves or test")  # fmt: skip
     parser.add_argument("--accept", default="", help="tasks whose deviations are known: A,B")
     parser.add_argument("--variants", default="", help="paper: gtsrb-tracks, cifar100-spaces")
-    parser.add_argument("--data", type=lambda path: Path(path).expanduser(),
-                        help="the folder of the real data sets")  # fmt: skip
+    parser.add_argument("--data", type=_data, help="the folder of the real data sets, or hub")
     parser.add_argument("--fetch", dest="name", metavar="NAME", help="of `data`: download this one")
     parser.add_argument("--workers", type=int, help="of `decode`: processes")
     parser.add_argument("--weights", help="of `zero_shot`: openai, random or a file")

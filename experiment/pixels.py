@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as V
 
-from experiment.locks import hold
+from experiment.locks import wait
 from experiment.profiles import Standard
 from experiment.tasks import Split
 from paintlib.files import replacing
@@ -114,9 +113,7 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
         or the disk has not the room.
         """
         part = self.folder / f"{self.key}.part"
-        while not (lock := hold(self.folder / f"{self.key}.lock")):
-            time.sleep(0.2)
-        with lock:
+        with wait(self.folder / f"{self.key}.lock"):
             if self.ready:
                 return
             try:

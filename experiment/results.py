@@ -35,14 +35,17 @@ def pair_schema() -> dict[str, Any]:
 
 def write_pair(path: Path, record: Mapping[str, Any]) -> None:
     """Check one pair's record against the schema and write it, whole or not at all."""
-    _check(record, path)
+    _check(record, f"the record of {path}")
     write_json(path, record)
 
 
 def read_pair(path: Path | str) -> dict[str, Any]:
     """Read one pair's record, or refuse a file that is missing, truncated or not of the schema."""
     record = read_json(path)
-    _check(record, path)
+    try:
+        _check(record, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {REBUILD}") from error
     return record
 
 
@@ -79,10 +82,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def _check(record: Mapping[str, Any], path: Path | str) -> None:
+def _check(record: Mapping[str, Any], what: Path | str) -> None:
     validator = jsonschema.Draft202012Validator(pair_schema())
     if error := jsonschema.exceptions.best_match(validator.iter_errors(record)):
         where = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ValueError(
-            f"{path} does not follow the schema at {where}: {error.message}; {REBUILD}"
-        )
+        raise ValueError(f"{what} does not follow the schema at {where}: {error.message}")

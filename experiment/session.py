@@ -97,13 +97,18 @@ class Session:
         return WeightPath(start, end).to(self.device)
 
     def key(self, patching: str) -> dict[str, str]:
-        """Return what the evaluations along one path are of: both ends, and each task's images."""
+        """Return what the evaluations along one path are of: both ends, images and heads.
+
+        The head of a twin is made with the weights at the start, which stand for it.
+        """
         run = self.run
         ends = {"zero_shot": run.zero_shot, "fine_tuned": run.fine_tuned(patching)}
         key = {name: weights.metadata(file)["digest"] for name, file in ends.items()}
         key |= {} if run.choosing == "validation" else {"split": run.choosing}
         tasks = (*run.profile.supported, patching)
-        return key | {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
+        key |= {f"images of {task}": self.identity(task, run.choosing) for task in tasks}
+        heads = {f"head of {task}": weights.metadata(run.head(task))["digest"] for task in tasks}
+        return key | (heads if run.profile.real else {})
 
     def stored(self, kind: str, name: str, key: dict[str, str]) -> Path:
         """Return the file of evaluations; those of other weights or images have another."""

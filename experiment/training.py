@@ -86,8 +86,7 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: R
     optimiser = torch.optim.AdamW(
         groups, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-    sums = torch.stack([p.detach().double().sum() for p in model.parameters()])
-    identity = f"{identity} {recipe} {weights.digest({'start': sums})}"
+    identity = f"{identity} {recipe} {weights.digest(model.state_dict())}"
     start = 0
     if checkpoint and checkpoint.exists():
         state, metadata = weights.load(checkpoint)

@@ -4,6 +4,7 @@
 `seeds/SEED.json` and `ablations/PROFILE.json` of others beside those of the reference.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ DIGITS = 9  # of the numbers that are kept: float32 has fewer, and a gain is a d
 def find(folder: Path | str, kind: str = "evidence") -> Path:
     """Return the results whose evidence a page shows: a run's own, or those of the reference."""
     own = results.find(folder)
-    return own if (own / kind).is_dir() else results.find(REFERENCE)
+    if kind in ("seeds", "ablations"):
+        there = (own / kind).is_dir()
+    else:
+        there = bool(evidence := read(own)) and all(
+            (own / kind / f"{task}.json").exists() for task in evidence
+        )
+    return own if there else results.find(REFERENCE)
 
 
 def whose(folder: Path | str, kind: str = "evidence") -> str:
@@ -75,9 +82,18 @@ def _short(value: Any) -> Any:
 
 
 def read(folder: Path | str) -> dict[str, dict[str, Any]]:
-    """Return the evidence of a run by patching task; of a run without, nothing."""
-    files = sorted((results.find(folder) / "evidence").glob("*.json"))
-    return {file.stem: results.read_json(file) for file in files}
+    """Return the evidence of a run by patching task; nothing if it is not of all pairs as they are.
+
+    It is made by a command of its own, so a run may have been made anew since, or be killed in it.
+    """
+    folder = results.find(folder)
+    found = read_kept(folder, "evidence")
+    for pair in results.read_pairs(folder) if found else ():
+        told = found.get(pair["patching"], {})
+        same = math.isclose(told.get("length", 0.0), pair["metrics"]["length"], rel_tol=1e-8)
+        if not same or pair["supported"] not in told["forgetting"]:
+            return {}
+    return found
 
 
 def read_kept(folder: Path | str, kind: str) -> dict[str, dict[str, Any]]:

@@ -29,13 +29,18 @@ FISHER_IMAGES = 128  # a backward pass each
 Losses = Mapping[str, TaskLoss]
 
 
-def measure(run: Run, patching: str, images: int = 0) -> None:
-    """Write `evidence/PATCHING.json`: with `images`, on so many test images, and all rules."""
+def refuse_chosen_on_test(run: Run) -> None:
+    """Refuse a run whose evidence would be of the images that alpha was chosen on."""
     if run.choosing != "validation":
         raise ValueError(
             f"{run.name} chooses alpha on test images, so these cannot say what is true of the "
             "choice; the evidence needs a run that chooses on validation images"
         )
+
+
+def measure(run: Run, patching: str, images: int = 0) -> None:
+    """Write `evidence/PATCHING.json`: with `images`, on so many test images, and all rules."""
+    refuse_chosen_on_test(run)
     session = Session(run)
     supported, tasks = run.profile.supported, (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)

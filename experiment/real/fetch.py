@@ -68,8 +68,8 @@ def fetch(name: str, root: Path) -> None:
             datasets.open_split(name, staging, split)  # refuses what is not whole
     except Exception as error:  # three download libraries, each with kinds of its own
         raise RuntimeError(
-            f"fetching {name} failed ({type(error).__name__}: {error}); the same command goes on "
-            f"from here. By hand: {DATA_SETS[name].by_hand}"
+            f"fetching {name} failed ({type(error).__name__}: {error}); the same command begins "
+            f"again. By hand: {DATA_SETS[name].by_hand}"
         ) from error
     for top in _tops(name) if get is _official else [f"hub/{name}"]:
         (root / top).parent.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiment.locks import wait
 from experiment.profiles import SUPPORTED
 from experiment.progress import bar
 from experiment.real import datasets, facts
@@ -37,8 +38,7 @@ def check(names: Iterable[str], root: Path) -> None:
 def fetch(name: str, root: Path, accept: bool = False) -> None:
     """Draw a whole data set into `root/hub/NAME`: its official training and test set."""
     for part in ("train", "test"):
-        if not (root / "hub" / name / part).is_dir():
-            _draw(name, root / "hub" / name / part, part, None, accept)
+        _draw(name, root / "hub" / name / part, part, None, accept)
 
 
 def open_split(name: str, root: Path, split: str, images: int | None, accept: bool = False
@@ -52,12 +52,18 @@ def open_split(name: str, root: Path, split: str, images: int | None, accept: bo
         fetch(name, root, accept)
         return datasets.open_split(name, root, split)
     place = root / "hub" / name / f"{split}-{images}"
-    if not place.is_dir():
-        _draw(name, place, split, images, accept)
+    _draw(name, place, split, images, accept)
     return datasets.pictures(name, *datasets.read_drawn(place))
 
 
 def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) -> None:
+    """Draw the pictures of a split into a folder, or wait for a clone that shares it and does."""
+    with wait(place.with_name(f"{place.name}.lock")):
+        if not place.is_dir():
+            _write(name, place, split, images, accept)
+
+
+def _write(name: str, place: Path, split: str, images: int | None, accept: bool) -> None:
     """Write the pictures of a split into a folder, and last `drawn.json`."""
     data, part = facts.get(name), "test" if split == "test" else "train"
     official, said = data.test if part == "test" else data.train, dict(data.hub)

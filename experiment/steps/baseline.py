@@ -14,6 +14,7 @@ def baseline(run: Run, *supported: str) -> None:
     """Write the tasks' losses and their gradients: only the direction differs by path."""
     session = Session(run)
     visual, parent = session.tower(), weights.metadata(run.zero_shot)["digest"]
+    gpu = session.device.type == "cuda" and torch.cuda.get_device_name(session.device)
     for task in bar(supported, "baselines"):
         chosen = session.losses(visual, [task], run.choosing)[task]
         images, gradient = chosen.evaluate(), chosen.gradient()
@@ -23,4 +24,5 @@ def baseline(run: Run, *supported: str) -> None:
         tensors = {name: torch.from_numpy(getattr(images, name)) for name in ("losses", "correct")}
         tensors |= {f"gradient.{name}": part for name, part in gradient.items()}
         score = json.dumps(test)
-        weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent)
+        weights.save(run.baseline(task), tensors, task=task, test=score, parent=parent,
+                     gpu=gpu or "")  # fmt: skip

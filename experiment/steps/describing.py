@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torchvision.transforms import functional as V
 
@@ -87,9 +86,8 @@ def provenance(run: Run) -> None:
         seconds[f"{step}/{name}" if name else step] = round(float(row["s"]), 1)
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    device = processor()
-    if run.profile.real:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+    baseline = weights.metadata(run.baseline(run.profile.supported[0]))
+    device = baseline.get("gpu") or processor()  # this step may run where there is no GPU
     content = {"commit": _commit(), "device": device, "versions": versions, "seconds": seconds}
     measured = [task for task in run.profile.patching if run.noise(task).exists()]
     noise = {task: max(results.read_json(run.noise(task)).values()) for task in measured}

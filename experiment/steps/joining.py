@@ -5,7 +5,7 @@ import shutil
 from typing import Any
 
 from experiment import results
-from experiment.profiles import MAP
+from experiment.profiles import MAP, refuse_unknown
 from experiment.progress import bar
 from experiment.run import Run
 from experiment.session import Session
@@ -19,6 +19,7 @@ NORMALISATION = "zero_shot"
 
 def join(run: Run, number: str) -> None:
     """Write the searches over two coefficients of one trio of tasks, and all evaluations."""
+    refuse_unknown([number], [*map(str, range(len(run.profile.trios)))], "there is no trio")
     session, tasks = Session(run), run.profile.trios[int(number)]
     visual, paths = session.tower(empty=True), [session.path(task) for task in tasks[1:]]
     ends = [path.unflatten(path.end) for path in paths]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from experiment import clip, pixels, results
+from experiment.evidence.measuring import refuse_chosen_on_test
 from experiment.progress import bar
 from experiment.real import checkpoints, datasets, facts, hub
 from experiment.run import Run
@@ -44,13 +45,16 @@ def decode(run: Run, task: str, data: Path = DATA, workers: int = 0) -> None:
     results.write_json(run.images(task), {"task": task, **about, "splits": splits})
 
 
-def check(run: Run, data: Path = DATA, weights: str = "") -> None:
+def check(run: Run, data: Path = DATA, weights: str = "", images: int = 0) -> None:
     """Look at all that a run on real data sets reads from outside, before anything starts.
 
     A data set that is not the one that was decoded is noted in `Run.source_of`, on which decoding
     depends. One that was taken away since it was decoded is not missed. All that are missing or
-    not whole are named in a ValueError; so are weights that are missing, and a disk without room.
+    not whole are named in a ValueError; so are weights that are missing or of another model, a disk
+    without room, and evidence (on `images`) that such a run cannot give.
     """
+    if images:
+        refuse_chosen_on_test(run)
     if weights not in ("", "openai", "random"):
         checkpoints.tag_of(str(run.profile.clip), weights)
     tasks, drawn = run.profile.tasks, data == hub.ROOT
@@ -68,6 +72,10 @@ def check(run: Run, data: Path = DATA, weights: str = "") -> None:
             f"FINETUNED={run.finetuned} is neither `own` nor `hub` nor a folder with all "
             f"fine-tuned weights: TASK.safetensors and TASK.pt are missing for {', '.join(lost)}"
         )
+    for task in run.profile.patching if run.source == "given" else ():
+        if not run.fine_tuned(task).exists():
+            reference = clip.empty_image_tower(str(run.profile.clip)).state_dict()
+            checkpoints.import_image_tower(Path(*run.given(task)), reference)
     if drawn:
         hub.check(wanted, run.cache)
         if "GTSRB" in wanted and "gtsrb-tracks" in run.variants:

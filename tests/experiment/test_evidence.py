@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import urllib.parse
 from pathlib import Path
 
@@ -136,9 +137,25 @@ def test_samples_are_read_with_the_formula_beside_the_regrets(tmp_path):
     assert frame.loc[("A", 50), "cost of images"] == pytest.approx(8 / 2 * 0.1**2 / 2)
     assert frame.loc[("A", 500), ["grid", "coverage", "fresh images"]].tolist() == [0.01, 0.95, 300]
     assert frame.loc["B", ["curvature", "stderr", "cost of images"]].isna().all(axis=None)
-    assert archive.find(tmp_path, "samples") == tmp_path and not archive.whose(tmp_path, "samples")
     assert archive.find(tmp_path, "evidence").samefile(KEPT)  # this run has none
     assert "reference" in archive.whose(tmp_path, "evidence")
+
+
+def test_evidence_of_other_weights_or_of_some_tasks_is_not_shown_as_the_runs_own(tmp_path):
+    for kind in ("pairs", "evidence"):
+        shutil.copytree(KEPT / kind, tmp_path / kind)
+    shutil.copy(KEPT / "run.json", tmp_path)
+    found = archive.read(tmp_path)
+    assert len(found) == 9 and archive.find(tmp_path) == tmp_path
+    assert archive.find(tmp_path, "samples").samefile(KEPT)  # it has no samples
+    shutil.copytree(KEPT / "samples", tmp_path / "samples")
+    assert archive.find(tmp_path, "samples") == tmp_path and not archive.whose(tmp_path, "samples")
+    file = tmp_path / "evidence/DTD.json"
+    results.write_json(file, found["DTD"] | {"length": 1.001 * found["DTD"]["length"]})
+    for _ in range(2):
+        assert archive.read(tmp_path) == {} and archive.find(tmp_path).samefile(KEPT)
+        assert "reference" in archive.whose(tmp_path)
+        file.unlink(missing_ok=True)
 
 
 def test_pays_from_where_the_other_regret_is_twice_as_large():

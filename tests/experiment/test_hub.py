@@ -4,7 +4,9 @@ import dataclasses
 import json
 import random
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trees
@@ -82,9 +84,18 @@ def test_a_sample_is_balanced_and_its_labels_follow_the_names(eurosat, tmp_path,
     assert not files["train"] & files["validation"]
     held = official.validation_indices(200)[1].tolist()
     assert {int(file) for file in files["validation"]} <= set(held)
-    monkeypatch.setattr(hub, "_draw", None)  # what is drawn is not drawn again
+    monkeypatch.setattr(hub, "_write", None)  # what is drawn is not drawn again
     again = hub.open_split("EuroSAT", tmp_path, "test", 20)
     assert {file.decode() for file in again.content} == files["test"]
+
+
+def test_two_clones_that_share_a_cache_draw_once(eurosat, tmp_path, monkeypatch):
+    mirrored(monkeypatch, "EuroSAT", eurosat, train=200, test=40)
+    write, written = hub._write, []
+    monkeypatch.setattr(hub, "_write", lambda *a: (written.append(a), time.sleep(0.3), write(*a)))
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(hub.open_split, "EuroSAT", tmp_path, "test", 20) for _ in range(2)]
+    assert len(written) == 1 and len({tuple(split.result().content) for split in both}) == 1
 
 
 def test_a_sample_is_spread_over_a_mirror_that_is_sorted_by_class(eurosat, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Who runs and how it ends: real processes, killed."""
 
+import inspect
 import os
+import re
 import resource
 import signal
 import stat
@@ -13,7 +15,7 @@ import torch
 from project import ROOT
 
 from experiment import locks, results, weights
-from experiment.__main__ import main
+from experiment.__main__ import find, main
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 PATIENCE = 60
@@ -94,7 +96,8 @@ except KeyboardInterrupt: print(plain.wait(), deaf.wait(), flush=True)
 @pytest.mark.parametrize(
     ("command", "ends"),
     [("pretrain", True), ("decode CIFAR10", True), ("baseline CIFAR10 STL10", True),
-     ("finetune SVHN", False), ("pair SVHN", False), ("describe", False)],
+     ("verify heads SVHN", True), ("verify fine_tuned SVHN", True), ("finetune SVHN", False),
+     ("pair SVHN", False), ("describe", False)],
 )  # fmt: skip
 def test_failed_step_ends_the_run_if_no_pair_can_be_made(command, ends, monkeypatch):
     def fails(run, *tasks):
@@ -109,6 +112,14 @@ def test_failed_step_ends_the_run_if_no_pair_can_be_made(command, ends, monkeypa
     if command == "finetune SVHN":  # the only patching task
         main(["finetune", "SVHN", "--profile", "smoke", "--tasks", "CIFAR10,SVHN"])
         assert asked
+
+
+def test_every_step_that_takes_a_card_has_asked_for_it():
+    """Else it takes that of another, which then shares a third one's for hours."""
+    rules = re.split(r"^ *rule ", (ROOT / "Snakefile").read_text("utf-8"), flags=re.M)[1:]
+    steps = {said[1]: rule for rule in rules if (said := re.search(r"{STEP} (\w+)", rule))}
+    takes = {name for name in steps if "Session(run)" in inspect.getsource(find(name))}
+    assert takes == {name for name, rule in steps.items() if "gpu=GPU" in rule} >= {"describe"}
 
 
 def test_run_is_told_to_end(start):

@@ -24,7 +24,7 @@ from experiment import clip, gallery, pixels, replay, results, session, training
 from experiment.__main__ import find as step
 from experiment.__main__ import main
 from experiment.profiles import PATCHING, PROFILES, SUPPORTED
-from experiment.real import checkpoints, datasets
+from experiment.real import checkpoints, datasets, hub
 from experiment.run import VARIANTS, Run, how
 from experiment.session import Session
 
@@ -110,6 +110,16 @@ def test_steps_meet_in_a_pair(run, data):
         for stored, task in zip(objective.score(alpha), losses.values(), strict=True):
             assert task.score() == pytest.approx(stored, rel=1e-5)
     assert objective.score(0.0) != objective.score(1.0)
+    before = weights.load(some.head("CIFAR10"))[0]["head"]
+    weights.save(some.head("CIFAR10"), {"head": 2 * before}, task="CIFAR10")
+    step("baseline")(some, "CIFAR10")
+    step("solve")(some, "DTD")  # what was evaluated with another head is of no use
+    again = replay.objective(some.results, "CIFAR10", "DTD").score(0.0)
+    fresh = weights.load(some.baseline("CIFAR10"))[0]["losses"].mean()
+    assert again[0].loss == pytest.approx(float(fresh)) != objective.score(0.0)[0].loss
+    weights.save(some.head("CIFAR10"), {"head": before}, task="CIFAR10")
+    step("baseline")(some, "CIFAR10")
+    step("solve")(some, "DTD")
     described = results.read_json(some.results / "run.json")
     assert described["limit"] == 6 and described["weights"] == "random"
     assert described["tasks"]["DTD"]["classes"] == 47
@@ -310,6 +320,20 @@ def test_missing_weights_are_all_named(run, tmp_path):
     assert set(named) == set(PATCHING) - {"DTD"}
 
 
+def test_weights_of_another_model_are_refused_first(run, data, tmp_path):
+    some = dataclasses.replace(run.profile.only(["STL10", "DTD"]))
+    given = dataclasses.replace(run, profile=some, finetuned=str(tmp_path), root=tmp_path / "run")
+    save_file({"conv1.weight": torch.zeros(8, 3, 32, 32)}, tmp_path / "DTD.safetensors")
+    with pytest.raises(ValueError, match=r"DTD\.safetensors"):
+        step("check")(given, data)
+
+
+def test_evidence_that_a_run_cannot_give_is_refused_first(run, data, tmp_path):
+    seen = dataclasses.replace(run, choose_on="test", root=tmp_path)
+    with pytest.raises(ValueError, match="the evidence needs a run that chooses on validation"):
+        step("check")(seen, data, images=10)
+
+
 def test_weights_that_do_not_exist_are_refused_first(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--profile", "paper", "--weights", "/nofile"]) == 1
@@ -332,6 +356,25 @@ def test_missing_data_sets_are_all_named_before_anything_starts(tmp_path, capsys
     named = set(re.findall(r"^  (\w+): ", said, flags=re.M))
     assert named == set(SUPPORTED + PATCHING) - {"CIFAR10", "MNIST"}
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_only_the_word_itself_stands_for_the_mirrors(monkeypatch):
+    said = {}
+    monkeypatch.setattr(
+        "experiment.__main__.find", lambda name: lambda run, data: said.update(d=data)
+    )
+    for word, drawn in (("hub", True), ("./hub", False), ("hub/", False), ("data", False)):
+        assert main(["check", "--profile", "paper", "--data", word]) == 0
+        assert (said["d"] == hub.ROOT) == drawn, word
+
+
+def test_what_does_not_exist_is_named_with_its_remedy(capsys):
+    for command, message in (
+        ("page notebooks/nope.md out.ipynb", r"nope\.md'; give a file that exists"),
+        ("join 7", "there is no trio '7'; choose one of 0"),
+    ):
+        assert main(command.split()) == 1
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_options_that_do_not_fit_the_profile_are_refused():

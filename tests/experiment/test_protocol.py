@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_steps import go, tiny_profile
 
-from experiment import clip, cost, pages, pixels, replay, report, results, training
+from experiment import clip, cost, pages, pixels, replay, report, results, training, weights
 from experiment.__main__ import find as step
 from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
 from experiment.run import Run, how
@@ -72,6 +72,11 @@ def test_noise_is_measured_by_other_batches_and_stands_in_the_provenance(tiny, m
     monkeypatch.setattr(session, "losses", coarse)
     half = solving.measure_noise(session, visual, path, "MNIST", store)
     assert sizes == [16, 16] and min(half.values()) > 1e-6
+    held, metadata = weights.load(tiny.baseline("CIFAR10"))
+    weights.save(tiny.baseline("CIFAR10"), held, **metadata | {"gpu": "a card"})
+    describing.provenance(tiny)  # where there may be none
+    assert results.read_json(tiny.results / "provenance.json")["device"] == "a card"
+    weights.save(tiny.baseline("CIFAR10"), held, **metadata)
     describing.provenance(tiny)
     said = results.read_json(tiny.results / "provenance.json")
     assert said["noise"] == {"MNIST": max(half.values())}

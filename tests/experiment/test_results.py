@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiment import results
+from experiment import results, weights
+from experiment.run import VARIANTS, Run
 
 SOLUTION = {
     "alpha": 0.5, "value": 1.0, "bracket": [0.0, 1.0], "status": "CONVERGED", "evaluations": 4,
@@ -45,6 +47,12 @@ def test_record_survives_the_disk(tmp_path):
     results.write_pair(path, RECORD)
     assert results.read_pair(path) == RECORD
     assert [p.name for p in path.parent.iterdir()] == ["CIFAR10-GTSRB.json"]
+
+
+def test_every_choice_of_a_run_has_a_place_in_the_record(tmp_path):
+    run = Run.of("paper", sample=9, variants=",".join(VARIANTS), choose_on="test", root=tmp_path)
+    weights.save(run.zero_shot, {"w": torch.zeros(1)}, weights="openai")
+    results.write_pair(tmp_path / "pair.json", RECORD | {"run": run.choices})
 
 
 def test_flat_json_holds_the_same_with_a_list_of_numbers_on_a_line(tmp_path):
