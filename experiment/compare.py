@@ -1,5 +1,8 @@
 """Every way to search one objective, side by side: what it pays, and how near it comes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from paintlib import solver
 
 QUINTIC = "quintic"  # the paper's
@@ -18,6 +21,18 @@ def search(objective: solver.Objective) -> dict[str, solver.Solution]:
         BRENT: solver.brent(objective),
         "golden section (scipy)": solver.golden(objective),
         **{f"exhaustive, step {step:g}": solution for step, solution in grids.items()},
+    }
+
+
+def answers(objective: solver.Objective, samples: Sequence[solver.Evaluation] = (),
+            **options: Any) -> dict[str, solver.Solution]:  # fmt: skip
+    """Return the answer of each solver of the results, by `samples` if the grid's are known."""
+    grid = solver.grid(objective, step=1.0 if samples else 0.05, known=samples)
+    ends = [grid.trace[0], grid.trace[-1]]
+    return {
+        "grid": grid,
+        "quintic": solver.quintic(objective, known=grid.trace),
+        "log_quintic": solver.log_quintic(objective, known=ends, **options),
     }
 
 

@@ -16,9 +16,7 @@ from markdown_it import MarkdownIt
 from experiment import report, results
 from experiment.profiles import refuse_unknown
 from experiment.run import Run
-from paintlib import solver
 from paintlib.fits import POINTS
-from paintlib.solver import Evaluation, Solution
 
 COLUMNS = ("alpha", *(f"{role}_{kind}" for kind in ("loss", "accuracy") for role in report.ROLES))
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -100,22 +98,6 @@ def kinds(pair: report.Pair) -> list[str]:
             report.normalised(pair, kind)
             allowed.append(kind)
     return allowed
-
-
-def search(pair: report.Pair, kind: str) -> dict[str, Solution]:
-    """Search a pair's curves as the results do, on its samples and on `log_spline` between them."""
-
-    def objective(alpha: float) -> tuple[float, ...]:
-        return tuple(report.normalised(pair, kind, [alpha])[:, 0])
-
-    parts = map(tuple, report.normalised(pair, kind).T.tolist())
-    rows = zip(pair["curves"]["alphas"], parts, strict=True)
-    samples = [Evaluation(alpha, math.fsum(row), row) for alpha, row in rows]
-    return {
-        "grid": solver.grid(objective, step=1.0, known=samples),  # the ends are among them
-        "quintic": solver.quintic(objective, known=samples),
-        "log_quintic": solver.log_quintic(objective, known=[samples[0], samples[-1]]),
-    }
 
 
 def check(rows: Iterable[Row]) -> dict[str, Any]:

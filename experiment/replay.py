@@ -1,19 +1,22 @@
 """A pair's objective on the evaluations that a run has stored, for its page."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiment import results
+from experiment import compare, report, results
 from experiment.profiles import ALPHAS, refuse_unknown
 from experiment.run import Run
 from paintlib.fits import log_spline
 from paintlib.objective import ImageScores, PairObjective
+from paintlib.solver import Evaluation, Solution
 from paintlib.store import Store
 
+Spline = Callable[..., Callable[[float], Any]]  # through alphas and curves, as scipy's
 TINY = 1e-9  # nats: below, a logarithm of a float32 loss says nothing
 
 
@@ -34,16 +37,17 @@ def objective(folder: Path | str, supported: str, patching: str,
 
 
 def between(folder: Path | str, pair: Mapping[str, Any],
-            weights: Sequence[float] | None = None) -> PairObjective:  # fmt: skip
+            weights: Sequence[float] | None = None, spline: Spline = log_spline
+) -> PairObjective:  # fmt: skip
     """Return the objective of a pair's record at any alpha, without its weights.
 
-    Between the samples the loss of each image is interpolated, by the spline of its logarithm.
+    Between the samples each image's loss follows a `spline`, by default that of its logarithm.
     """
     store = Store(results.find(folder) / "evaluations" / f"{pair['patching']}.npz", writable=False)
     names, curves = (pair["supported"], pair["patching"]), {}
     for name in names:
         rows = [row.losses for a in ALPHAS if (row := store.get(a, name))]
-        curves[name] = log_spline(ALPHAS, np.maximum(rows, TINY))
+        curves[name] = spline(ALPHAS, np.maximum(rows, TINY))
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
         losses = [curves[name](alpha) for name in missing]
@@ -52,6 +56,13 @@ def between(folder: Path | str, pair: Mapping[str, Any],
     classes = [pair["curves"][role]["classes"] for role in ("supported", "patching")]
     kind = pair["normalisation"]
     return PairObjective.replay(None, names, classes, kind, evaluate=evaluate, weights=weights)
+
+
+def on_curves(pair: report.Pair, kind: str) -> dict[str, Solution]:
+    """Search a pair's curves as the results do, on its samples and on `log_spline` between them."""
+    rows = zip(pair["curves"]["alphas"], report.normalised(pair, kind).T.tolist(), strict=True)
+    samples = [Evaluation(alpha, math.fsum(row), tuple(row)) for alpha, row in rows]
+    return compare.answers(lambda alpha: tuple(report.normalised(pair, kind, alpha)), samples)
 
 
 def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:

@@ -64,12 +64,12 @@ def name(pair: Pair) -> str:
 
 
 def normalised(pair: Pair, kind: str = "", at: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Return both normalised validation losses, `(2, alphas)`; between samples by `log_spline`."""
-    losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
+    """Return both normalised validation losses, first axis; between samples by `log_spline`."""
+    losses = np.transpose([pair["curves"][role]["loss"] for role in ROLES])
     if at is not None:
-        losses = log_spline(pair["curves"]["alphas"], losses.T)(at).T
-    offset, unit = np.transpose([*_scales(pair, kind).values()])[:, :, None]
-    return np.asarray((losses - offset) / unit)
+        losses = log_spline(pair["curves"]["alphas"], losses)(at)
+    offset, unit = np.transpose([*_scales(pair, kind).values()])
+    return np.moveaxis((losses - offset) / unit, -1, 0)
 
 
 def test_sum(pair: Pair, at: str) -> float:

@@ -16,8 +16,8 @@ from experiment import report
 from experiment.claims import EXCEPTIONS, TIE
 from experiment.evidence.rules import Truth
 from paintlib import solver
-from paintlib.fits import POINTS, log_spline
-from paintlib.normalisation import NORMALISATIONS, normaliser
+from paintlib.fits import POINTS
+from paintlib.normalisation import NORMALISATIONS
 
 PAPER = 2.1  # per cent, the paper's largest gain
 NEAR = (1.5, 3.0)  # per cent: as large as that, roughly
@@ -152,11 +152,7 @@ def _tested(pair: report.Pair, found: Mapping[str, Any]) -> report.Pair:
 
 
 def _objective(pair: report.Pair, kind: str) -> Objective:
-    curves = [pair["curves"][role] for role in report.ROLES]
-    spline = log_spline(pair["curves"]["alphas"], np.transpose([row["loss"] for row in curves]))
-    scales = [normaliser(kind, row["loss"], row["classes"]) for row in curves]
-    offset, unit = np.transpose(scales)
-    return lambda alpha: np.asarray(((spline(alpha) - offset) / unit).sum(-1))
+    return lambda alpha: np.asarray(report.normalised(pair, kind, alpha).sum(0))
 
 
 def _through(alphas: Floats, values: Floats) -> Found:

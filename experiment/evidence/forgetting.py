@@ -124,12 +124,8 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
 
 def _range(values: ArrayLike, levels: Sequence[float] = (0.0, 1.0)) -> tuple[float, float]:
     """Return two quantiles of what is a number."""
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.quantile(known, levels)
-    return float(low), float(high)
+    low, high = pd.Series(np.asarray(values, float)).quantile(list(levels))
+    return low, high
 
 
 def calibration(frame: pd.DataFrame, predictor: str = "slope + Fisher") -> pd.DataFrame:

@@ -1,18 +1,13 @@
 """What an alpha chosen on few images costs on all of them."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline
 
 from experiment import results
-from experiment.profiles import ALPHAS
-from paintlib.objective import ImageScores, PairObjective
-from paintlib.store import Store
 
 
 def read(folder: Path | str) -> pd.DataFrame:
@@ -55,21 +50,3 @@ def pays_from(images: ArrayLike, exact: ArrayLike, other: ArrayLike) -> float:
     if i == len(n) - 1:
         return math.inf
     return float(np.exp(n[i] - above[i] * (n[i + 1] - n[i]) / (above[i + 1] - above[i])))
-
-
-def between(folder: Path | str, supported: str, patching: str) -> PairObjective:
-    """Return a pair's objective at any alpha: between the grid's, each image follows a spline."""
-    folder = results.find(folder)
-    told = results.read_json(folder / "run.json")["tasks"]
-    store = Store(folder / "evaluations" / f"{patching}.npz", writable=False)
-    curves, names = {}, (supported, patching)
-    for name in names:
-        rows = [row for alpha in ALPHAS if (row := store.get(alpha, name))]
-        curves[name] = CubicSpline(ALPHAS, np.stack([row.losses for row in rows]))
-
-    def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
-        rows = [np.asarray(curves[name](alpha)) for name in missing]
-        return [ImageScores(row, np.zeros(len(row), bool)) for row in rows]  # hits are not asked
-
-    classes = [int(told[name]["classes"]) for name in names]
-    return PairObjective.replay(None, names, classes, evaluate=evaluate)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from experiment import results
+from experiment import compare, results
 from experiment.progress import bar
 from experiment.run import Run
 from paintlib import sampling, solver
@@ -103,9 +103,8 @@ def _draw(pair: Sequence[Population], classes: Sequence[int], size: int, seed: i
 
     objective = PairObjective.replay(None, names, classes, NORMALISATION, evaluate=evaluate)
     coarse = solver.grid(objective, step=0.1)
-    grid = solver.grid(objective, step=0.05)
-    ends = [grid.trace[0], grid.trace[-1]]
-    ours = solver.log_quintic(objective, known=ends, xtol=sampling.tolerance(objective))
+    found = compare.answers(objective, xtol=sampling.tolerance(objective))
+    grid = found["grid"]
     alphas = {
         "accuracy": max(
             (sample.alpha for sample in grid.trace),
@@ -113,9 +112,9 @@ def _draw(pair: Sequence[Population], classes: Sequence[int], size: int, seed: i
         ),
         "coarse": coarse.alpha,
         "grid": grid.alpha,
-        "quintic": solver.quintic(objective, known=grid.trace).alpha,
+        "quintic": found["quintic"].alpha,
         "unverified": solver.quintic(objective, known=grid.trace, verify=False).alpha,
-        "log_quintic": ours.alpha,
+        "log_quintic": found["log_quintic"].alpha,
     }
-    error = sampling.standard_error(objective, ours)
+    error = sampling.standard_error(objective, found["log_quintic"])
     return alphas, error.alpha if error else float("nan")

@@ -1,6 +1,5 @@
 """Rules that choose alpha, side by side on fresh images."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
-from experiment import report, results
+from experiment import replay, report, results
 from experiment.evidence import archive
-from paintlib import solver
 from paintlib.fits import log_spline
 from paintlib.normalisation import NORMALISATIONS
 
@@ -123,7 +121,7 @@ def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[
         yield words, found[solver_name]["alpha"], found[solver_name]["evaluations"]
     for kind in NORMALISATIONS:
         if kind != pair["normalisation"]:
-            solution = on_curves(pair, kind)
+            solution = replay.on_curves(pair, kind)["quintic"]
             yield f"loss, quintic, {kind}", solution.alpha, len(alphas) - 2 + solution.evaluations
     yield "alpha = 0.5", 0.5, 0
     others = [other["solutions"]["quintic"]["alpha"] for other in pairs
@@ -135,18 +133,6 @@ def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[
         spline = CubicSpline(entropy["alphas"], total)
         yield "entropy, no labels", float(DENSE[spline(DENSE).argmin()]), len(total) - 2
     yield "Taylor at zero-shot", taylor(pair), 2
-
-
-def on_curves(pair: report.Pair, kind: str, **options: Any) -> solver.Solution:
-    """Return the quintic of a pair under another normalisation, on splines through its curves."""
-
-    def objective(alpha: float) -> list[float]:
-        return [float(part) for part in report.normalised(pair, kind, [alpha])[:, 0]]
-
-    parts = report.normalised(pair, kind).T
-    known = [solver.Evaluation(a, math.fsum(p), tuple(map(float, p)))
-             for a, p in zip(pair["curves"]["alphas"], parts, strict=True)]  # fmt: skip
-    return solver.quintic(objective, known=known, **options)
 
 
 def taylor(pair: report.Pair) -> float:

@@ -1,7 +1,6 @@
 """Search the coefficients of two patches at once, and evaluate the map of the loss over both."""
 
 import itertools
-import shutil
 from typing import Any
 
 from experiment import results
@@ -9,7 +8,7 @@ from experiment.profiles import MAP, refuse_unknown
 from experiment.progress import bar
 from experiment.run import Run
 from experiment.session import Session
-from paintlib.files import replacing
+from experiment.steps.solving import publish
 from paintlib.joint import WeightPatches, coordinatewise, joint, shared
 from paintlib.objective import PairObjective
 from paintlib.store import Store
@@ -51,6 +50,5 @@ def join(run: Run, number: str) -> None:
         "classes": classes, "run": run.choices, "normalisation": NORMALISATION,
         "searches": searches, "trace": [sample.alpha for sample in found["joint"].trace],
     }  # fmt: skip
-    with replacing(run.joint(int(number), "npz")) as part:
-        shutil.copyfile(store.file, part)
+    publish(store, run.joint(int(number), "npz"))
     results.write_json(run.joint(int(number), "json"), content, flat=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiment import clip, gallery, results, weights
+from experiment import clip, compare, gallery, results, weights
 from experiment.pixels import to_device
 from experiment.profiles import ALPHAS
 from experiment.progress import bar
@@ -78,7 +78,7 @@ def solve(run: Run, patching: str) -> None:
             record["test"] = _points(answers, score)
         whose = _by_role(pair) | {"labels": _by_role([run.profile.label(task) for task in pair])}
         results.write_pair(run.pair(*pair), {"schema": 2, **whose, "run": run.choices, **record})
-    _publish(store, run.evaluations(patching))
+    publish(store, run.evaluations(patching))
 
 
 def complete(run: Run, patching: str) -> None:
@@ -90,7 +90,7 @@ def complete(run: Run, patching: str) -> None:
     tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
     for objective, _ in _objectives(session, path, tasks, store, NORMALISATIONS):
         search(objective)
-    _publish(store, run.folder / "complete" / f"{patching}.npz")
+    publish(store, run.folder / "complete" / f"{patching}.npz")
 
 
 def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLoss], store: Store,
@@ -103,7 +103,8 @@ def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLos
             yield PairObjective(path, own, classes, kind, names=pair, store=store), classes
 
 
-def _publish(store: Store, target: Path) -> None:
+def publish(store: Store, target: Path) -> None:
+    """Copy the file of some evaluations to where pages find it."""
     with replacing(target) as part:
         shutil.copyfile(store.file, part)
 
@@ -131,13 +132,7 @@ def write_predictions(session: Session, visual: nn.Module, path: WeightPath, pat
 
 def search(objective: PairObjective) -> dict[str, solver.Solution]:
     """Return the answer of each solver of the results."""
-    grid = solver.grid(objective, step=0.05)
-    ends, xtol = [grid.trace[0], grid.trace[-1]], sampling.tolerance(objective)
-    return {
-        "grid": grid,
-        "quintic": solver.quintic(objective, known=grid.trace),
-        "log_quintic": solver.log_quintic(objective, known=ends, xtol=xtol),
-    }
+    return compare.answers(objective, xtol=sampling.tolerance(objective))
 
 
 def cross_fit(objective: PairObjective, classes: Sequence[int], seed: int) -> dict[str, Any]:

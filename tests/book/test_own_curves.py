@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from experiment import curves
+from experiment import curves, replay
 from experiment.__main__ import main
 from experiment.results import read_pair
 from paintlib.solver import Status
@@ -101,7 +101,7 @@ def test_file_as_spreadsheets_and_people_write_it_is_read(tmp_path):
 
 
 def test_searches_find_a_minimum_that_is_known(tmp_path):
-    found = curves.search(curves.read(write(tmp_path, GOOD)), "zero_shot")
+    found = replay.on_curves(curves.read(write(tmp_path, GOOD)), "zero_shot")
     assert found["grid"].alpha == pytest.approx(round(20 * LOWEST) / 20, abs=1e-12)
     assert found["grid"].evaluations == 0 and found["quintic"].evaluations == 1
     assert found["quintic"].alpha == pytest.approx(LOWEST, abs=1e-5)
@@ -113,7 +113,7 @@ def test_results_file_gives_what_the_run_found():
     file = ROOT / "results/micro/pairs/CIFAR10-GTSRB.json"
     pair, told = curves.read(file), read_pair(file)
     assert pair["labels"] == told["labels"]
-    for name, answer in curves.search(pair, told["normalisation"]).items():
+    for name, answer in replay.on_curves(pair, told["normalisation"]).items():
         assert answer.alpha == pytest.approx(told["solutions"][name]["alpha"], abs=2e-3)
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.interpolate import CubicSpline
 
-from experiment import report, results
+from experiment import replay, report, results
 from experiment.evidence import archive, forgetting, measuring, regrets, resampling
 from experiment.profiles import ALPHAS
 from paintlib import WeightPath, sampling, solver
@@ -247,7 +248,7 @@ def test_calibration_is_the_median_ratio_of_what_rose():
 
 def test_objective_between_the_samples_is_stored_at_them_and_smooth_between():
     pair = results.read_pair(KEPT / "pairs/CIFAR10-GTSRB.json")
-    objective = regrets.between(KEPT, "CIFAR10", "GTSRB")
+    objective = replay.between(KEPT, pair, spline=CubicSpline)
     for alpha, _, parts in pair["solutions"]["grid"]["trace"]:
         assert objective(alpha) == pytest.approx(parts, rel=1e-9)
     for alpha, value, _ in pair["solutions"]["quintic"]["trace"]:
