@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", required=True, metavar="FILE:FUNCTION", help="returns a paintlib.patch.Setup")
     add("--except", dest="except_", nargs="+", default=(), metavar="NAME",
         help="tensors that stay as the model has them; patterns as head.*")  # fmt: skip
+    add("--entry", metavar="NAME", help="the state dict, in files that hold several")
+    add("--base", help="the checkpoint that two LoRA adapters add to")
     add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
-    add("--ceiling", action="append", default=[], metavar="TASK=RISE",
+    add("--ceiling", action="append", default=[], metavar="TASK=RISE", type=_ceiling,
         help="highest rise of a task's loss (at 95 %%), as keep=0.01")  # fmt: skip
     add("--normalisation", default="zero_shot", help="zero_shot, log_classes, minmax or none")
     add("--solver", default="log_quintic", choices=("log_quintic", "quintic", "grid", "brent"))
@@ -63,6 +65,14 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="check all that needs no evaluation, and the time")
     add("--traceback", action="store_true", help="where an error came from")
     return top
+
+
+def _ceiling(said: str) -> tuple[str, float]:
+    task, _, rise = said.rpartition("=")
+    try:
+        return task, float(rise)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{said!r} is no TASK=RISE, as keep=0.01") from None
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -90,7 +100,8 @@ def _patch(options: argparse.Namespace) -> None:
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)
-    path = WeightPath.load(*parents, except_=options.except_, after=setup.after)
+    path = WeightPath.load(*parents, base=options.base, entry=options.entry,
+                           except_=options.except_, after=setup.after)  # fmt: skip
     path.to(next(setup.model.parameters()).device)
     key = dict(zip(("start", "end"), path.digests, strict=True))
     store = Store(options.store, key | ({"after": "yes"} if setup.after else {}))

@@ -40,8 +40,9 @@ def summary(answer: Answer) -> str:
         if measured:
             gains = []
             for end, (fall, error) in measured["gain"].items():
-                said = f"- against the {PLACES[end]} end, the sum falls by {fall:.3f} ± {error:.3f}"
-                verdict = "better" if fall > SURE * error else "not better"
+                fell = f"{fall:.3f} ± {_said(error, '.3f')}"  # of one image: unknown
+                said = f"- against the {PLACES[end]} end, the sum falls by {fell}"
+                verdict = "better" if error is not None and fall > SURE * error else "not better"
                 gains.append(f"{said}: {verdict} by more than {SURE} errors")
             parts += [f"## {title}", table(measured["tasks"]), "\n".join(gains)]
     if answer["warnings"]:

@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin
          "*.ckpt")  # fmt: skip
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-         torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+         torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
 FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.weight"}
 
 
@@ -141,15 +141,15 @@ def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:
     states = _states(content) if isinstance(content, Mapping) else {}
     if not states:
         raise ValueError(f"{where} holds no state dict: no floating point tensor under a name")
-    if "" in states:  # a plain state dict leaves nothing to choose
+    if [*states] == [""]:  # a plain state dict leaves nothing to choose
         return states[""]
-    first, names = next(iter(states)), ", ".join(states)
+    first, names = next(iter(states)), ", ".join(name or "'' (its top)" for name in states)
     if entry is not None and entry not in states:
         raise ValueError(f"{where} has no state dict {entry!r}; it has {names}")
     if entry is None and (len(states) > 1 or re.search("ema|swa|averag", first, re.IGNORECASE)):
         what = f"{len(states)} state dicts" if len(states) > 1 else "averaged weights alone"
         raise ValueError(f"{where} holds {what}: {names}; choose by entry={first!r}")
-    return states[entry or first]
+    return states[first if entry is None else entry]
 
 
 def _states(content: Mapping[Any, Any], name: str = "") -> dict[str, dict[str, Tensor]]:
@@ -160,20 +160,22 @@ def _states(content: Mapping[Any, Any], name: str = "") -> dict[str, dict[str, T
         if isinstance(value, Mapping) and not re.search("optim|sched|scaler", key, re.IGNORECASE):
             found |= _states(value, f"{name}.{key}" if name else key)
     tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    if not found and any(tensor.is_floating_point() for tensor in tensors.values()):
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    if any(tensor.ndim or not found for tensor in floats):  # a number beside a dict is no weight
         found[name] = tensors
     return found
 
 
-def strip(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Return the prefix of wrappers that all names carry, and the tensors without it.
+def strip(tensors: Mapping[str, Tensor], of: Iterable[str] = ()) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of wrappers that all names (`of`, if any) carry, and the tensors without.
 
     >>> strip({"module.model.a": torch.ones(1), "module.model.b": torch.ones(1)})[0]
     'module.model.'
     """
-    common = os.path.commonprefix([*tensors])  # noqa: RUF071
+    common = os.path.commonprefix([*of] or [*tensors])  # noqa: RUF071
     prefix = common.removesuffix(WRAPPERS.sub("", common))
-    return prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return (prefix, bare) if len(bare) == len(tensors) else ("", dict(tensors))
 
 
 def chooser(only: str | Sequence[str], except_: str | Sequence[str],

@@ -42,12 +42,10 @@ class Fit:
 
     def curvature(self, alpha: float) -> float:
         """Return the second derivative of the predicted sum at `alpha`."""
-        total = 0.0
-        for p, log in self._parts():
-            first, second = float(p.deriv()(alpha)), float(p.deriv(2)(alpha))
-            # (exp p)'' = (p'' + p'^2) exp p
-            total += (second + first**2) * float(_exp(p(alpha))) if log else second
-        return total
+        # (exp p)'' = (p'' + p'^2) exp p
+        terms = ((p.deriv(2)(alpha) + p.deriv()(alpha) ** 2) * _exp(p(alpha)) if log
+                 else p.deriv(2)(alpha) for p, log in self._parts())  # fmt: skip
+        return float(sum(terms))
 
     def minimum(self, low: float, high: float) -> float:
         """Return the lowest of both ends and the roots at which the derivative turns positive."""

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -74,11 +73,13 @@ class WeightPath:
     def _begin(self, sides: list[dict[str, Tensor]], chosen: checkpoints.Chooser,
                after: After | None, *, bare: bool = False) -> None:  # fmt: skip
         """Take both ends from `sides`, which is empty afterwards: a file's pages may go."""
-        self.after, self._chosen, self._prefix = after, chosen, ""
-        first, last = map(chosen, sides)
+        self.after, self._chosen, prefix = after, chosen, ""
+        names, (first, last) = [*sides[0]], map(chosen, sides)
         sides.clear()
         if bare:
-            (self._prefix, first), (_, last) = checkpoints.strip(first), checkpoints.strip(last)
+            both = first.keys() & last.keys()  # a head that one side ties, and lacks, has no prefix
+            (prefix, first), (_, last) = (checkpoints.strip(side, both) for side in (first, last))
+        self._names = {name.removeprefix(prefix): name for name in names}  # as start has them
         self._ties = _ties(first, last)
         first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in (first, last))
         _check_same_tensors(first, last)
@@ -96,7 +97,8 @@ class WeightPath:
             ends = [side.pop(name).detach().to(held, copy=True) for side in (first, last)]
             for title, end in zip(("start", "end"), ends, strict=True):
                 # without a mask of its size
-                if end.numel() and not torch.stack(end.aminmax()).isfinite().all():
+                checked = end.numel() and kind.is_floating_point  # of integers all are
+                if checked and not torch.stack(end.aminmax()).isfinite().all():
                     said = f"the {title} weights are not finite, first in {name!r}; make them again"
                     raise ValueError(f"{said}: the file is damaged or the training diverged")
             self._ends[name] = ends[0], ends[1]
@@ -120,7 +122,9 @@ class WeightPath:
 
     def at(self, alpha: float) -> Tensor:
         """Return w(alpha) as a new flat vector, bit-exact at alpha = 0 and 1."""
-        return self._flat(lambda name, view: self._write(view, *self._ends[name], alpha))
+        new = functools.partial(torch.empty_like, dtype=self.dtype)
+        points = {n: self._write(new(a), a, b, alpha) for n, (a, b) in self._floats.items()}
+        return self.flatten(points)
 
     @property
     def length(self) -> float:
@@ -128,7 +132,7 @@ class WeightPath:
         pairs = (pair for start, end in self._floats.values() for pair in _chunks(start, end))
         return math.hypot(*(float(torch.dist(a.double(), b.double())) for a, b in pairs))
 
-    @cached_property
+    @functools.cached_property
     def digests(self) -> tuple[str, str]:
         """The SHA-256 of each end, over names, types, shapes and bytes in order of the names."""
         digests = hashlib.sha256(), hashlib.sha256()
@@ -148,26 +152,15 @@ class WeightPath:
         views = {n: part.view(s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
         return views | {name: views[home] for name, home in self._ties.items() if home in views}
 
+    @torch.no_grad()
     def flatten(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
         """Return the flat vector of `tensors` in the path's order; an absent tensor counts as 0."""
-        given = {
-            self._ties.get(n, n): tensor for n, tensor in tensors.items() if tensor is not None
-        }
-
-        def fill(name: str, view: Tensor) -> object:
-            return view.copy_(given[name].reshape(view.shape)) if name in given else view.zero_()
-
-        return self._flat(fill)
-
-    @torch.no_grad()
-    def _flat(self, fill: Callable[[str, Tensor], object]) -> Tensor:
-        starts = [start for start, _ in self._floats.values()]
-        size, device = sum(start.numel() for start in starts), starts[0].device
-        flat = torch.empty(size, dtype=self.dtype, device=device)
-        for name, view in self.unflatten(flat).items():
-            if name in self._ends:
-                fill(name, view)
-        return flat
+        given = {self._ties.get(n, n): t for n, t in tensors.items() if t is not None}
+        parts = []
+        for name, (start, _) in self._floats.items():
+            part = given[name] if name in given else torch.zeros_like(start)
+            parts.append(part.to(start.device, self.dtype).reshape(start.numel()))
+        return torch.cat(parts)
 
     def set_(self, model: nn.Module, alpha: float) -> nn.Module:
         """Write w(alpha) into `model` in place and return it.
@@ -212,14 +205,15 @@ class WeightPath:
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
-        kinds = {self._prefix + name: (self._dtypes.get(name, start.dtype), start.shape)
-                 for name, (start, _) in ends.items()}  # fmt: skip
+        homes = {self._names.get(name, name): name for name in ends}
+        kinds = {home: (self._dtypes.get(name, ends[name][0].dtype), ends[name][0].shape)
+                 for home, name in homes.items()}  # fmt: skip
 
-        def values(name: str) -> Tensor:
-            start, end = ends[name.removeprefix(self._prefix)]
-            return self._write(torch.empty_like(start, dtype=kinds[name][0]), start, end, alpha)
+        def values(home: str) -> Tensor:
+            start, end = ends[homes[home]]
+            return self._write(torch.empty_like(start, dtype=kinds[home][0]), start, end, alpha)
 
-        noted = {self._prefix + name: self._prefix + home for name, home in ties.items()}
+        noted = {self._names.get(n, n): self._names.get(home, home) for n, home in ties.items()}
         checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
 
     def kept_share(self, alpha: float) -> float:
@@ -245,11 +239,12 @@ class WeightPath:
         return out.copy_(torch.lerp(start.to(self.dtype), end.to(self.dtype), float(alpha)))
 
     def _named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a model's tensors under the path's names: without a prefix that only it has."""
+        """Return a model's tensors under the path's names: without a prefix that these lack."""
         if self._ends.keys() <= state.keys():
             return dict(state)
-        prefix, _ = checkpoints.strip(self._chosen(state))
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        as_start = {self._names[name] for name in self._ends} & state.keys()
+        prefix, tensors = checkpoints.strip(state, as_start or self._chosen(state))
+        return self._named(tensors) if prefix else tensors
 
     def _targets(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the tensors of `model` that the path writes, once they are known to fit."""

@@ -48,6 +48,9 @@ def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
     if not start.mean() > 0:
         raise ValueError(f"task {task!r} has a zero-shot loss of {start.mean():.3g}; the rise of a "
                          "ceiling is a share of a positive loss")  # fmt: skip
+    if len(here) < 2 and probability != 0.5:
+        raise ValueError(f"task {task!r} has one image, which tells no sampling error: give more, "
+                         "or the probability 0.5")  # fmt: skip
     ratio = float(here.mean() / start.mean())
     spread = float(np.std(here - ratio * start)) / math.sqrt(len(here)) / float(start.mean())
     return ratio - 1 + float(special.ndtri(probability)) * spread

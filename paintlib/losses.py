@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ __all__ = ["TaskLoss"]
 
 IGNORED = -100  # the label of what has none, as everywhere in torch
 SHOWN = 256  # numbers of an example that go into a digest, evenly spread
+NO_LABEL = f"no image to score: all labels of `batches` are {IGNORED}"
 PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, none over the batch"
 
 
@@ -35,7 +35,7 @@ class _Part(NamedTuple):
     classes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TaskLoss:
     """The loss of one task as a function of the weights that `model` holds now.
 
@@ -75,7 +75,7 @@ class TaskLoss:
     def evaluate(self) -> ImageScores:
         """Return what each image costs, in the order of the batches; errors as `score`."""
         if not len((images := self._evaluate()).losses):
-            raise ValueError(f"no image to score: all labels of `batches` are {IGNORED}")
+            raise ValueError(NO_LABEL)
         return images
 
     def _evaluate(self) -> ImageScores:
@@ -158,6 +158,8 @@ class TaskLoss:
                 own = torch.autograd.grad(part.losses.sum(), parameters, materialize_grads=True)
                 total = [a + b for a, b in zip(total, own, strict=True)] if total else list(own)
                 images += int(part.kept.sum())
+        if not images:
+            raise ValueError(NO_LABEL)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
     def _forward(self) -> Iterator[_Part]:
@@ -212,7 +214,7 @@ class TaskLoss:
         sizes = {len(leaf) for leaf in parts.values() if leaf.ndim}
         columns: list[Tensor] = []
         for name, call in (("loss", self.loss), ("correct", self.correct)):
-            values = call(self.model, batch) if call else torch.full_like(columns[0], math.nan)
+            values = call(self.model, batch) if call else columns[0].double() * math.nan
             fits = isinstance(values, Tensor) and values.ndim == 1
             # tensors that agree on a length tell the number of examples; one value is a mean
             odd = fits and sizes and len(values) not in sizes
@@ -222,6 +224,7 @@ class TaskLoss:
                 raise ValueError(f"{said}; {PER_EXAMPLE}")
             columns.append(values)
         losses, hits = columns
+        losses = losses if losses.is_floating_point() else losses.double()  # right or wrong
         hits = hits if hits.dtype == torch.bool else hits.double()
         integers = {name: leaf for name, leaf in parts.items() if not leaf.is_floating_point()}
         shown = {}  # a few numbers of each example, on the host, so that the batch itself can go
@@ -265,7 +268,6 @@ def _digest(batches: list[dict[str, Tensor]]) -> str:
     for name in dict.fromkeys(name for leaves in batches for name in leaves):
         digest.update(name.encode())
         for leaf in (leaves[name] for leaves in batches if name in leaves):
-            kind = "<f8" if leaf.is_floating_point() else "<i8"
             values = leaf.double() if leaf.is_floating_point() else leaf.long()
-            digest.update(values.cpu().numpy().astype(kind).tobytes())
+            digest.update(values.cpu().numpy().tobytes())
     return digest.hexdigest()

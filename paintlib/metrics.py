@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 __all__ = [
     "BackwardTransfer", "Forgetting", "ForgettingPrediction", "backward_transfer", "forgetting",
-    "forgetting_prediction", "gain", "gradient_similarity", "quasiconvexity_violation",
+    "forgetting_prediction", "gradient_similarity", "quasiconvexity_violation",
 ]  # fmt: skip
 
 CHUNK = 2**22  # numbers that are copied to float64 at a time: 32 MiB
@@ -142,10 +143,9 @@ def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLik
     if (wrong := (y < 0) | (y >= z.shape[1])).any():
         label = f"label {y[wrong][0]} of image {int(wrong.argmax())}"
         raise ValueError(f"{label} is no class; labels are 0 to {z.shape[1] - 1}")
-    p = np.exp(z - z.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    rows = np.arange(len(z))
-    loss = 0.0 - float(np.log(p[rows, y]).mean())
+    logs = special.log_softmax(z, axis=1)
+    p, rows = np.exp(logs), np.arange(len(z))
+    loss = 0.0 - float(logs[rows, y].mean())
     if not 0.0 < loss < math.inf:
         raise ValueError(f"the zero-shot loss is {loss}, so no relative rise is defined")
     mean = (p * dz).sum(1)
@@ -153,11 +153,6 @@ def forgetting_prediction(logits: ArrayLike, change: ArrayLike, labels: ArrayLik
     fisher = (p * (dz - mean[:, None]) ** 2).sum(1).mean() / loss
     error = float(slopes.std()) / math.sqrt(len(z))
     return ForgettingPrediction(float(slopes.mean()), float(fisher), error)
-
-
-def gain(value: float, reference: float) -> float:
-    """Return by which fraction of `reference` the `value` is lower."""
-    return 1.0 - value / reference
 
 
 def quasiconvexity_violation(values: ArrayLike) -> float:

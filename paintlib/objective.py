@@ -96,15 +96,15 @@ class PairObjective:
         from paintlib.store import Store  # stands on this module
 
         self.names = tuple(names or map(str, range(len(tasks))))
+        if len({*self.names}) < len(self.names) or (tasks and len(self.names) != len(tasks)):
+            said = f"{len(tasks) or len(self.names)} tasks but the names {names}"
+            raise ValueError(f"{said}; give each task its own")
         if path is not None:
-            if not len({*self.names}) == len(self.names) == len(tasks):
-                said = f"{len(tasks)} tasks but the names {names}"
-                raise ValueError(f"{said}; give each task its own")
             if len({id(task.model) for task in tasks}) != 1:
                 raise ValueError("the tasks must share one model: the one the path writes into")
             by_name = dict(zip(self.names, tasks, strict=True))
             fresh, origin = set(by_name), getattr(path, "origin", 0.0)
-            if store is not None and store.file != Store(None).file:
+            if store is not None and store.on_disk:
                 _confirm(store, path, by_name, origin)
 
             def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:

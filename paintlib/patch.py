@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ KEPT = 0.9  # of the way from start to alpha; what rounding leaves of it
 DROWNS = 20.0  # times the range of another task's normalised loss
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What the function that `--tasks` names returns.
 
@@ -43,7 +42,7 @@ class Setup:
     """
 
     tasks: Mapping[str, TaskLoss]
-    held_out: Mapping[str, TaskLoss] = field(default_factory=dict)
+    held_out: Mapping[str, TaskLoss] = dataclasses.field(default_factory=dict)
     after: Callable[[nn.Module], object] | None = None
 
     def __post_init__(self) -> None:
@@ -149,8 +148,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
     `options` are those of the command. Progress goes to stderr. What does not exist is None, a
     difference is `[difference, standard error]`, on the same images.
     """
-    pairs = (text.rpartition("=") for text in options.ceiling)
-    ceilings = [limits.Ceiling(task, float(rise)) for task, _, rise in pairs]
+    ceilings = [limits.Ceiling(task, rise) for task, rise in options.ceiling]
     number = itertools.count(1)
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
@@ -257,7 +255,7 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
 
 def _paired(row: Any) -> tuple[float, float]:
     """Return the mean of differences on the same images, and its standard error."""
-    return row.mean(), row.std() / len(row) ** 0.5
+    return row.mean(), sampling.variance(row) ** 0.5
 
 
 def _warnings(setup: Setup, path: WeightPath, objective: PairObjective, found: solver.Solution,

@@ -1,13 +1,12 @@
 """How sure a sample of images is of alpha*, of the minimum, of a difference; evaluates nothing."""
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import interpolate, special
 
 from paintlib.fits import POINTS, fit_parts, log_spline, window
 from paintlib.normalisation import normaliser
@@ -16,7 +15,7 @@ from paintlib.solver import Evaluation, Solution, XTol
 
 __all__ = [
     "Bound", "StandardError", "bootstrap", "bound", "contributions", "difference", "images_needed",
-    "second_valley", "standard_error", "tolerance",
+    "second_valley", "standard_error", "tolerance", "variance",
 ]  # fmt: skip
 
 Samples = Solution | Iterable[Evaluation]
@@ -72,7 +71,7 @@ def difference(objective: PairObjective, first: Alpha,
     if a is None or b is None:
         return None
     rows = [x - y for x, y in zip(a, b, strict=True)]
-    return math.fsum(float(row.mean()) for row in rows), math.sqrt(math.fsum(map(_variance, rows)))
+    return math.fsum(float(row.mean()) for row in rows), math.sqrt(math.fsum(map(variance, rows)))
 
 
 def standard_error(objective: PairObjective, samples: Samples) -> StandardError | None:
@@ -86,7 +85,7 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
     best = kept[0].alpha
     if best not in rows:
         return None
-    value = math.sqrt(sum(map(_variance, rows[best])))
+    value = math.sqrt(sum(map(variance, rows[best])))
     if len(rows) < 3 or best in (samples[0].alpha, samples[-1].alpha):
         return StandardError(math.nan, value)
     chosen = [s.alpha for s in window(sorted(s for s in kept if s.alpha in rows))]
@@ -162,8 +161,8 @@ def second_valley(objective: PairObjective, samples: Samples) -> tuple[float, fl
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
     ridges = [(found[0], found[0])]
     for i in range(1, len(found) - 1):
-        valleys = (min(side, key=_value) for side in (found[:i], found[i + 1 :]))
-        ridges.append((found[i], max(valleys, key=_value)))
+        valleys = (min(side, key=lambda s: s.value) for side in (found[:i], found[i + 1 :]))
+        ridges.append((found[i], max(valleys, key=lambda s: s.value)))
     top, low = max(ridges, key=lambda ridge: ridge[0].value - ridge[1].value)
     return difference(objective, top.alpha, low.alpha)
 
@@ -180,7 +179,8 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)
     total = np.zeros((draws, len(dense)))
-    for rows, count, weight in zip(losses, classes, weights or [1.0] * len(losses), strict=True):
+    each = [1.0] * len(losses) if weights is None else weights
+    for rows, count, weight in zip(losses, classes, each, strict=True):
         images = rows.shape[1]
         counts = generator.multinomial(images, [1 / images] * images, draws)
         for row, curve in zip(total, counts @ rows.T / images, strict=True):
@@ -193,7 +193,7 @@ def _known(objective: PairObjective,
            samples: Samples) -> tuple[list[Evaluation], list[Evaluation], Rows]:  # fmt: skip
     """Return `samples` by alpha, those apart, the lowest first, and what images add if known."""
     found = sorted(samples.trace if isinstance(samples, Solution) else samples)
-    best = min(found, key=_value)
+    best = min(found, key=lambda sample: sample.value)
     # the noise may cost evaluations
     kept = _spread(found, best, objective.noise if objective.known(best.alpha) else 0.0)
     rows = ((sample.alpha, contributions(objective, sample.alpha)) for sample in kept)
@@ -202,15 +202,12 @@ def _known(objective: PairObjective,
 
 def _slope(alphas: Sequence[float], rows: Rows, at: float) -> tuple[float, float]:
     """Return the slope of the sum at an alpha, by what images add at `alphas`, and its error."""
-    centre = np.array(alphas) - at
-    # weights d with sum_k d_k f(alpha_k) = f'(at) for every polynomial f of this degree
-    scale = np.abs(centre).max()
-    powers = np.vander(centre / scale, increasing=True).T
-    weights = np.linalg.solve(powers, np.eye(len(centre))[1]) / scale
+    # the weights of the rows are the slopes of Lagrange's polynomials, each 1 at one alpha
+    weights = interpolate.KroghInterpolator(alphas, np.eye(len(alphas))).derivative(at)
     columns = zip(*(rows[alpha] for alpha in alphas), strict=True)
     slopes = [weights @ np.stack(column) for column in columns]
     mean = math.fsum(float(slope.mean()) for slope in slopes)
-    return mean, math.sqrt(sum(map(_variance, slopes)))
+    return mean, math.sqrt(sum(map(variance, slopes)))
 
 
 def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[Evaluation]:
@@ -233,8 +230,6 @@ def _spread(samples: list[Evaluation], best: Evaluation, noise: float) -> list[E
     return apart(float(np.clip(distance, 1e-3 * width, 0.1 * width)))
 
 
-_value = operator.attrgetter("value")
-
-
-def _variance(row: NDArray[np.float64]) -> float:
-    return float(row.var()) / len(row) if len(row) > 1 else math.nan  # of the mean
+def variance(row: NDArray[np.float64]) -> float:
+    """Return the squared sampling error of the mean of `row`, `(images,)`; NaN of one image."""
+    return float(row.var()) / len(row) if len(row) > 1 else math.nan

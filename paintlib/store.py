@@ -45,7 +45,8 @@ class Store:
     def __init__(self, file: Path | str | None, key: Mapping[str, str] | None = None, *,
                  writable: bool = True) -> None:  # fmt: skip
         self.file, self.key = Path(file or "memory"), dict(key or {})
-        self._writable = writable and file is not None
+        self.on_disk = file is not None
+        self._writable = writable and self.on_disk
         self._rows: dict[str, dict[Any, ImageScores]] = {}
         if file is not None:
             self._read()

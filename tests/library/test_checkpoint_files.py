@@ -142,6 +142,72 @@ def test_load_never_guesses_where_only_some_names_have_a_prefix():
         WeightPath.load(state(1), twice)
 
 
+class Reader(nn.Module):
+    """Named as transformers names a model with a head: `model.*` and the head beside it."""
+
+    def __init__(self, seed, head="score", tied=False):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "body": nn.Linear(3, 3)})
+        setattr(self, head, nn.Linear(3, 5, bias=False))
+        if tied:
+            self.lm_head.weight = self.model["embed"].weight
+        self.eval()
+
+
+def test_left_out_head_is_saved_under_its_own_name(tmp_path):
+    model = Reader(3)
+    path = WeightPath.load(Reader(1).state_dict(), Reader(2).state_dict(), except_="score.*")
+    path.save(tmp_path / "p.safetensors", 0.5, model=model)
+    model.load_state_dict(safetensors.torch.load_file(tmp_path / "p.safetensors"))  # strictly
+
+
+@pytest.mark.parametrize(
+    "kinds", [("safetensors", "safetensors"), ("pt", "safetensors"), ("pt",) * 2]
+)
+def test_head_that_is_tied_may_stand_in_a_file_or_not(kinds, tmp_path):
+    files = []
+    for seed, kind in enumerate(kinds):
+        state = Reader(seed, "lm_head", tied=True).state_dict()
+        files.append(tmp_path / f"{seed}.{kind}")
+        if kind == "pt":
+            torch.save(state, files[-1])
+        else:
+            state.pop("lm_head.weight")
+            safetensors.torch.save_file(state, files[-1])
+    model = Reader(3, "lm_head", tied=True)
+    path = WeightPath.load(*files)
+    path.set_(model, 0.5)
+    middle = torch.lerp(*(Reader(s, "lm_head", tied=True).lm_head.weight for s in (0, 1)), 0.5)
+    torch.testing.assert_close(model.lm_head.weight, middle)
+    path.save(tmp_path / "p.safetensors", 1.0)
+    safetensors.torch.load_model(model, tmp_path / "p.safetensors", strict=kinds[0] == "pt")
+    assert torch.equal(model.lm_head.weight, Reader(1, "lm_head", tied=True).lm_head.weight)
+
+
+def test_prefix_stays_where_two_names_would_be_one():
+    state = {"model.a": torch.ones(2), "a": torch.zeros(2), "model.b": torch.ones(2)}
+    assert checkpoints.strip(state, ["model.a", "model.b"]) == ("", state)
+
+
+def test_tensors_beside_a_dict_of_tensors_are_not_lost_in_silence():
+    both = {"w": torch.ones(2), "stats": {"mean": torch.zeros(2)}, "loss": torch.tensor(0.1)}
+    with pytest.raises(ValueError, match=r"2 state dicts: stats, '' \(its top\); choose by entry="):
+        checkpoints.read(both)
+    assert {*checkpoints.read(both, "")} == {"w", "loss"}
+    del both["w"]  # a number alone is no weight
+    assert {*checkpoints.read(both)} == {"mean"}
+
+
+def test_complex_buffers_stay_as_they_are(tmp_path):
+    turns = torch.polar(torch.ones(3), torch.arange(3.0))  # as rotary embeddings keep them
+    ends = ({"w": torch.full((2,), float(i)), "turns": turns} for i in (1, 2))
+    path = WeightPath(*ends)
+    path.save(tmp_path / "c.safetensors", 0.75)
+    saved = safetensors.torch.load_file(tmp_path / "c.safetensors")
+    assert torch.equal(saved["turns"], turns) and saved["w"].tolist() == [1.75] * 2
+
+
 def test_averaged_weights_are_chosen_by_name_and_never_silently():
     for ema in ("ema", "model_ema", "state_dict_ema"):
         content = {"model": state(2), ema: state(4), "optimizer": {"lr": torch.ones(1)}}

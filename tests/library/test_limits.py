@@ -177,6 +177,14 @@ def test_ceilings_that_make_no_sense_are_refused_before_anything_is_paid_for():
     assert objective.evaluated == [0.0]
 
 
+def test_ceiling_on_one_image_is_its_mean_or_refused():
+    one = PairObjective.replay(None, ["keep"], [4], "none", evaluate=lambda alpha, _: [
+        ImageScores(np.array([1 + alpha**2]), np.ones(1, bool))])  # fmt: skip
+    assert limits.highest_rise(one, "keep", 0.5, 0.5) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="task 'keep' has one image, .*or the probability 0.5"):
+        limits.highest_rise(one, "keep", 0.5)
+
+
 def test_known_evaluations_are_not_paid_for_again():
     objective = Tasks(0).objective()
     first = limits.under(objective, [Ceiling("keep", 0.1)])

@@ -139,6 +139,20 @@ def test_training_mode_and_no_images_are_refused():
         TaskLoss(network(1), used_up).score()
 
 
+def test_gradient_of_images_without_labels_is_refused():
+    with pytest.raises(ValueError, match="no image to score: all labels of `batches` are -100"):
+        TaskLoss(network(1), [(torch.randn(5, 6), torch.full((5,), -100))]).gradient()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float64])
+def test_loss_may_be_right_or_wrong(kind):
+    model, (images, labels) = network(1), batches(2)[0]
+    wrong = model(images).argmax(1) != labels
+    task = TaskLoss(model, [(images, labels)], loss=lambda *_: wrong.to(kind))
+    assert task.score().loss == pytest.approx(float(wrong.double().mean()), rel=1e-12)
+    assert math.isnan(task.score().accuracy)
+
+
 def test_label_out_of_range_raises():
     data = [(torch.zeros(2, 6), torch.tensor([0, 4]))]
     with pytest.raises(IndexError, match="4 is out of bounds"):

@@ -1,5 +1,6 @@
 """The objective: normalised, evaluated once, kept in a store, replayed without a model."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -187,7 +188,13 @@ def test_store_of_other_weights_or_tasks_is_refused(tmp_path):
         objective(seed=4)
     with pytest.raises(ValueError, match=r"s\.npz has other losses at alpha = 0: data, model or"):
         objective(images=6)
-    (tmp_path / "s.npz").unlink()
+    (tmp_path / "s.npz").rename(tmp_path / "memory")  # what a store without a file is called
+    with (
+        contextlib.chdir(tmp_path),
+        pytest.raises(ValueError, match="holds evaluations with end = "),
+    ):
+        PairObjective(WeightPath(network(1), network(4)), [TaskLoss(network(3), batches(4))], [4],
+                      store=Store("memory"))  # fmt: skip
     objective(key={"data": "mine"})
     objective(seed=4, key={"data": "mine"})  # a key of one's own tells what is evaluated
     (tmp_path / "s.npz").unlink()
@@ -269,5 +276,7 @@ def test_objective_needs_one_model_and_matching_classes_and_names():
     for names in (["a"], ["a", "a"], ["a", "b", "c"]):
         with pytest.raises(ValueError, match="2 tasks but the names .*; give each task its own"):
             PairObjective(path, tasks, [4, 4], names=names)
+    with pytest.raises(ValueError, match="2 tasks but the names .*; give each task its own"):
+        PairObjective.replay(None, ["a", "a"], [4, 4])
     with pytest.raises(ValueError, match="unknown normalisation 'l2'"):
         PairObjective(path, tasks, [4, 4], "l2")

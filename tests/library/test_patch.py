@@ -361,14 +361,54 @@ def test_bad_input_is_told_in_one_sentence_and_never_succeeds(folder, monkeypatc
     assert not Path("patched.pt").exists()
 
 
+def test_one_image_has_no_error_and_no_crash(folder, monkeypatch, capsys):
+    model = network(3)
+    tasks = {name: TaskLoss(model, [tuple(part[:1] for part in task.batches[0])])
+             for name, task in setup().tasks.items()}  # fmt: skip
+    give(monkeypatch, Setup(tasks=tasks, held_out=tasks))
+    assert patch("--report", "report") == 0
+    assert "±" in capsys.readouterr().out
+    assert "not better" in Path("report/README.md").read_text("utf-8")
+    told = answer(capsys)
+    assert told["gain"] and all(error is None for _, error in told["gain"].values())
+
+
+def test_entry_and_base_name_what_the_errors_ask_for(folder, capsys):
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        torch.save({"model": end(seed).state_dict(), "ema": end(3).state_dict()}, f"{name}.pt")
+    command = ["patch", *(f"{name}.pt" for name in ENDS), "--tasks", "mine:tasks", "--dry-run"]
+    assert main(command) == 1
+    assert "choose by entry='model'" in capsys.readouterr().err
+    assert main([*command, "--entry", "model"]) == 0
+    for folder in ("a", "b"):
+        adapter(Path(folder))
+    command[1:3] = ["a", "b"]
+    assert main(command) == 1
+    assert "name what they add to by base=" in capsys.readouterr().err
+    assert main([*command, "--base", ENDS[0]]) == 0
+
+
+def adapter(folder):
+    """Write a LoRA adapter of the last layer as PEFT does."""
+    folder.mkdir()
+    out, into = end(1)[3].weight.shape
+    save_file({"base_model.model.3.lora_A.weight": torch.randn(2, into),
+               "base_model.model.3.lora_B.weight": torch.randn(out, 2)},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["3"]}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+
+
 def test_misuse_exits_with_2_and_traceback_is_there_for_who_asks(folder, monkeypatch, capsys):
     for arguments in ([], ["patch"], ["patch", *ENDS], ["patch", *ENDS, "--tasks", "x", "--no"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
-    with pytest.raises(SystemExit) as caught:
-        patch("--solver", "newton")
-    assert caught.value.code == 2
+    for options in (["--solver", "newton"], ["--ceiling", "keep"]):
+        with pytest.raises(SystemExit) as caught:
+            patch(*options)
+        assert caught.value.code == 2
+    assert "'keep' is no TASK=RISE, as keep=0.01" in capsys.readouterr().err
     raising(folder, monkeypatch)
     with pytest.raises(KeyError):
         patch("--traceback")

@@ -116,6 +116,7 @@ def test_bootstrap_agrees_with_one_in_plain_steps(build, kind):
     assert found == pytest.approx(expected, rel=0.25)
     assert found.alpha == pytest.approx(resampled(drawn, kind, 0.5)[0], rel=0.2)
     assert found == sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=0)
+    assert found == sampling.bootstrap(ALPHAS, losses, [4, 4], kind, weights=np.ones(2))
     other = sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=1)
     assert other != found and other == pytest.approx(found, rel=0.25)
 
