@@ -59,11 +59,15 @@ def zero_shot_head(model: open_clip.CLIP, tokenize: Tokenize, task: Task) -> Ten
     normalised image feature z are then `z @ head.T`.
     """
     at_once, device = max(1, 256 // len(task.templates)), model.logit_scale.device
-    columns = open_clip.build_zero_shot_classifier(
-        model, tokenize, task.classnames, task.templates, at_once, device
-    )
-    head: Tensor = columns.T.contiguous() * model.logit_scale.exp()
-    return head
+    # small results kept among large ones that go would break the memory into pieces: 2 GB more
+    head = torch.empty(len(task.classnames), model.text_projection.shape[1], device=device)
+    for first in range(0, len(head), at_once):
+        names = task.classnames[first : first + at_once]
+        head[first : first + at_once] = open_clip.build_zero_shot_classifier(
+            model, tokenize, names, task.templates, None, device
+        ).T
+    scaled: Tensor = head * model.logit_scale.exp()
+    return scaled
 
 
 def classifier(
