@@ -124,6 +124,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # open_clip takes a second to import it, for towers that no step builds
-    sys.modules["transformers"] = None  # type: ignore[assignment]
+    for name in ("timm", "transformers"):  # seconds to import, for towers that no step builds
+        sys.modules[name] = None  # type: ignore[assignment]
     sys.exit(main())

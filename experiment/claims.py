@@ -89,7 +89,8 @@ def judge(pairs: Sequence[report.Pair], evidence: Evidence | None = None) -> pd.
          f"slope at 0 is {SURE} standard errors below 0") + ("; the twins were drawn to show it"
                                                 if drawn else "")),
         ("GradientSimilarity and BackwardKnowledgeTransfer are positively correlated for CIFAR10",
-         "yes (figure)", f"r = {found.pearson:.2f}, n = {found.n}", "", "",
+         "yes (figure)", f"r = {found.pearson:.2f}, n = {found.n}" if found.pearson == found.pearson
+         else str(found), "", "",
          verdict(found.pearson > 0 and found.p < 0.05,
          "true by construction" if 2 * limit > found.n else "holds", found.n >= 3),
          f"an identity where the limit α → 0 is the maximum, in {limit} of {found.n} pairs"),

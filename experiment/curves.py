@@ -138,9 +138,10 @@ def check(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _rows_of_text(text: str) -> Iterator[Row]:
-    lines = [(f"line {number}", [cell.strip() for cell in next(csv.reader([line]))])
-             for number, line in enumerate(text.splitlines(), start=1)
-             if line.strip() and not line.startswith("#")]  # fmt: skip
+    rows = [(f"line {number}", [*map(str.strip, *csv.reader([line], skipinitialspace=True))])
+            for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+            if not line.startswith("#")]  # fmt: skip
+    lines = [(where, cells) for where, cells in rows if any(cells)]
     where, header = lines[0] if lines else ("line 1", [])
     if len(header) == 1:
         raise ValueError(f"{where} has one column, '{header[0]}'; separate columns by commas, not "

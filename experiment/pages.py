@@ -35,7 +35,7 @@ def page(run: Run, source: Path | str, target: Path | str, *,
     if title:
         first.source = re.sub(r"^# .*$", f"# {title}", first.source, count=1, flags=re.M)
     if run.unusual:
-        first.source += "\n\n" + "".join(f"> **{said}.**\n" for said in how(run.unusual))
+        first.source += "\n\n" + "".join(f"> **This run: {said}.**\n" for said in how(run.unusual))
     target.parent.mkdir(parents=True, exist_ok=True)
     report = run.folder / "failed" / f"{target.stem}.txt"
     for old in (report, report.with_suffix(".ipynb")):

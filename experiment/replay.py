@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from experiment import compare, report, results
+from experiment import report, results
 from experiment.profiles import ALPHAS, refuse_unknown
 from experiment.run import Run
 from paintlib.fits import log_spline
 from paintlib.objective import ImageScores, PairObjective
-from paintlib.solver import Evaluation, Solution
+from paintlib.solver import Evaluation, Objective
 from paintlib.store import Store
 
 Spline = Callable[..., Callable[[float], Any]]  # through alphas and curves, as scipy's
@@ -58,11 +58,11 @@ def between(folder: Path | str, pair: Mapping[str, Any],
     return PairObjective.replay(None, names, classes, kind, evaluate=evaluate, weights=weights)
 
 
-def on_curves(pair: report.Pair, kind: str) -> dict[str, Solution]:
-    """Search a pair's curves as the results do, on its samples and on `log_spline` between them."""
+def on_curves(pair: report.Pair, kind: str) -> tuple[Objective, list[Evaluation]]:
+    """Return the objective of a pair's curves, by `log_spline` between samples, and the samples."""
     rows = zip(pair["curves"]["alphas"], report.normalised(pair, kind).T.tolist(), strict=True)
     samples = [Evaluation(alpha, math.fsum(row), tuple(row)) for alpha, row in rows]
-    return compare.answers(lambda alpha: tuple(report.normalised(pair, kind, alpha)), samples)
+    return lambda alpha: tuple(report.normalised(pair, kind, alpha)), samples
 
 
 def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:

@@ -267,6 +267,14 @@ def matrix(pairs: Sequence[Pair], values: Sequence[float], texts: Sequence[str],
     return HTML(f'<table class="matrix" aria-label="{html.escape(label)}">{body}</table>')
 
 
+def tested(pair: Pair) -> str:
+    """Return what the test images of a pair's run have to do with the choice of alpha."""
+    return {
+        "test": "the test images, on which α was chosen",
+        "halves": "the half of the test images on which α was not chosen, both ways averaged",
+    }.get(pair["run"].get("choose_on", ""), "test images, which took no part in the choice")
+
+
 def is_dry(pair: Pair) -> bool:
     """Return whether a pair's numbers mean nothing: few images, or random weights."""
     return bool(pair["run"]["limit"]) or pair["run"]["weights"] == "random"
@@ -311,7 +319,10 @@ def provenance_footer(pairs: Sequence[Pair]) -> Markdown:
     warning = f"**The pairs disagree in {', '.join(mixed)}: not one run.** " if mixed else ""
     status = "Commit, versions and times are on the page [Status](../status.html)"
     what = "this pair" if len(pairs) == 1 else f"these {len(pairs)} pairs"
-    said = "".join(f" {text[0].upper()}{text[1:]}." for text in how(pairs[0]["run"]))
+    said = "".join(
+        f" {text[0].upper() if text[0].isascii() else text[0]}{text[1:]}."
+        for text in how(pairs[0]["run"])
+    )
     return Markdown(f"{warning}*The run behind {what}: {line}.{said} {status}.*")
 
 

@@ -182,14 +182,16 @@ document.addEventListener("DOMContentLoaded", async () => {
   addEventListener("hashchange", readAddress);
   readAddress();
   form.hidden = false; // before drawing: a chart takes the width that it finds, and then that of each resize
-  const resized = new ResizeObserver(() => dispatchEvent(new Event("resize")));
-  for (const [name, chart] of Object.entries(data.charts)) {
-    const options = { renderer: "svg", downloadFileName: `explore-${name}`,
-      actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false } };
-    views[name] = (await vegaEmbed(`#explore-${name}`, chart, options)).view;
-    resized.observe(document.getElementById(`explore-${name}`));
-  }
+  for (const [name, chart] of Object.entries(data.charts)) views[name] = await drawChart(`explore-${name}`, chart);
 });
+
+/* Draw a chart of Vega's where `id` is, in any width that it gets; the other pages use it too. */
+async function drawChart(id, chart, downloadFileName = id) {
+  const { view } = await vegaEmbed(`#${id}`, chart, { renderer: "svg", downloadFileName,
+    actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false } });
+  new ResizeObserver(() => dispatchEvent(new Event("resize"))).observe(document.getElementById(id));
+  return view;
+}
 
 /* Rows of a chart: one per line and alpha. */
 function lines(alphas, values) {

@@ -24,8 +24,8 @@ function sortRows(body, column, sign) {
   const shown = (row) => row.cells[column].textContent.trim();
   const power = (_, digits) => "e" + [...digits].map((d) => (d === "⁻" ? "-" : "⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(d))).join("");
   const plain = (text) => text.replace("−", "-").replace(/·10([⁻⁰¹²³⁴-⁹]+)/, power); // "−3", "2·10⁻⁷"
-  const number = (row) => Number(plain(shown(row)).replace(/[<,%*\s]/g, "")); // "1,234", "< 0.01", "3 %"
-  const missing = (row) => shown(row) === "–"; // comes last either way
+  const number = (row) => parseFloat(plain(shown(row)).replace(/^[<*\s]+|,(?=\d)/g, "")); // "1,234", "< 0.01", "+0.3 ± 0.1"
+  const missing = (row) => !shown(row) || shown(row) === "–"; // comes last either way
   const numeric = [...body.rows].every((row) => missing(row) || !isNaN(number(row)));
   const compare = numeric
     ? (a, b) => number(a) - number(b)

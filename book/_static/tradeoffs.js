@@ -10,11 +10,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   const points = data.pairs.flatMap((p) => data.samples.map((alpha) => point(data, p, alpha)));
   const average = data.samples.map((alpha) => mean(points.filter((p) => p.alpha === alpha)));
   data.chart.datasets = { curves: [...points, ...average], picked: average };
-  const { view } = await vegaEmbed("#tradeoffs-chart", data.chart, {
-    renderer: "svg", downloadFileName: "tradeoffs",
-    actions: { export: { svg: true, png: false }, source: false, compiled: false, editor: false },
-  });
-  new ResizeObserver(() => dispatchEvent(new Event("resize"))).observe(document.getElementById("tradeoffs-chart"));
+  const view = await drawChart("tradeoffs-chart", data.chart, "tradeoffs");
 
   const settings = { pair, rule, weight, ceiling };
 
@@ -73,11 +69,9 @@ function underCeiling({ supported, patching }, ceiling) {
 
 const lowest = (values) => values.indexOf(Math.min(...values));
 
-/* What the tasks score at alpha; accuracies are known at the samples, with straight lines between. */
+/* What the tasks score at alpha; accuracies are known at the samples, and `between` them by explore.js. */
 function point({ samples }, { id, name, accuracy }, alpha) {
-  const right = Math.max(1, samples.findIndex((sample) => sample >= alpha));
-  const share = (alpha - samples[right - 1]) / (samples[right] - samples[right - 1]);
-  const [supported, patching] = accuracy.map((row) => row[right - 1] + share * (row[right] - row[right - 1]));
+  const [supported, patching] = accuracy.map((row) => between(samples, row, alpha));
   return { pair: id, name, alpha, supported, patching };
 }
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiment import report, results
 from experiment.evidence.rules import Truth
-from paintlib import metrics
+from paintlib import metrics, sampling
 from paintlib.store import Store
 
 RISE = 0.05  # of a loss, relative: below it a ratio of rises is a ratio of errors
@@ -70,7 +70,7 @@ def slope_error(folder: Path | str, pair: report.Pair) -> float:
     store, alphas = Store(file, writable=False), pair["curves"]["alphas"][:3]
     rows = [row.losses for alpha in alphas if (row := store.get(alpha, pair["supported"]))]
     slopes = (-3 * rows[0] + 4 * rows[1] - rows[2]) / (2 * alphas[1])
-    return float(slopes.std() / math.sqrt(len(slopes)))
+    return math.sqrt(sampling.variance(slopes))
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Floats:
@@ -90,7 +90,7 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
     pooled, with one patching or one supported task left out. The interval of 95 %, "low" to "high",
     is that of a bootstrap over tasks: 36 pairs share 13 tasks, so tasks are drawn anew and not
     pairs; the "lead" is that of the first predictor over this one in the same draws. Without
-    `draws` there is none. A predictor that does not vary is left out.
+    `draws` there is none. Where a predictor does not vary, all is NaN.
     """
     generator, rows = np.random.default_rng(seed), []
     for at, part in frame.groupby("at", sort=False):
@@ -100,8 +100,6 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
         down, across = (generator.integers(n, size=(draws, n)) for n in y.shape)
         grid = down[:, :, None], across[:, None, :]
         for name, x in tables.items():
-            if not np.ptp(x):
-                continue
             drawn = rank_correlation(*(table[grid].reshape(draws, y.size) for table in (x, y)))
             first = drawn if first is None else first
             low, high = _range(drawn, (0.025, 0.975))

@@ -1,7 +1,7 @@
 """The numbers that the project quotes of a run, and their range over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +53,15 @@ def of(pairs: Sequence[report.Pair]) -> dict[str, float]:
     return numbers
 
 
-def spread(folder: Path | str) -> pd.DataFrame:
-    """Return the headline numbers over the seeds: a row each, its range, a column for each seed."""
-    columns = {
-        seed: of(kept["pairs"]) | rules.means(kept["pairs"], kept["evidence"])
-        for seed, kept in archive.read_kept(folder, "seeds").items()
-    }
+def spread(folder: Path | str, of_these: Collection[str] = ()) -> pd.DataFrame:
+    """Return the headline numbers over the seeds: a row each, its range, a column for each seed.
+
+    `of_these` are the display names of the pairs to take, if not all.
+    """
+    columns = {}
+    for seed, kept in archive.read_kept(folder, "seeds").items():
+        pairs = [p for p in kept["pairs"] if not of_these or report.name(p) in of_these]
+        columns[seed] = of(pairs) | rules.means(pairs, kept["evidence"])
     for numbers in columns.values():
         for role, what, sign in (("supported", "kept", 1), ("patching", "given up", -1)):
             loss, paint = (numbers[f"{role} accuracy, {rule}"] for rule in RULES)

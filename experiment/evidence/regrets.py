@@ -39,10 +39,13 @@ def pays_from(images: ArrayLike, exact: ArrayLike, other: ArrayLike) -> float:
     """Return from how many images on the regret of `other` is at least twice that of `exact`.
 
     Between the sizes, which ascend, the logarithms follow straight lines. The first size where it
-    is so everywhere, infinite where it is not so at the last.
+    is so everywhere, infinite where it is not so at the last, NaN where a regret is not known.
     """
-    n, ours, theirs = (np.log(np.asarray(row, float)) for row in (images, exact, other))
+    # regrets of 0, as at an end that every search finds, are equal and no more
+    n, ours, theirs = (np.log(np.maximum(np.asarray(row), 1e-15)) for row in (images, exact, other))
     above = theirs - ours - math.log(2)
+    if np.isnan(above).any():
+        return math.nan
     short = np.flatnonzero(above < -1e-12)
     if not len(short):
         return float(np.exp(n[0]))

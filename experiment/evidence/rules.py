@@ -12,12 +12,14 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from experiment import replay, report, results
 from experiment.evidence import archive
+from paintlib import solver
 from paintlib.fits import log_spline
 from paintlib.normalisation import NORMALISATIONS
 
 DENSE = np.linspace(0.0, 1.0, 2001)
 
 Floats = NDArray[np.float64]
+Choice = tuple[str, float, int]  # a rule, its alpha, its evaluations
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def means(pairs: Sequence[report.Pair], evidence: Mapping[str, Any]) -> dict[str
     found: dict[str, list[Floats]] = {rule: [] for rule in names}
     for pair in pairs:
         truth = Truth.of(evidence[pair["patching"]], pair["supported"], pair["patching"])
-        for rule, alpha, _ in _choices(pair, [], {}):
+        for rule, alpha, _ in _recorded(pair):
             if rule in found:
                 found[rule].append(100 * truth.accuracy(alpha))
     means: dict[str, float] = {}
@@ -108,8 +110,8 @@ def means(pairs: Sequence[report.Pair], evidence: Mapping[str, Any]) -> dict[str
     return means
 
 
-def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[str, Any]
-) -> Iterator[tuple[str, float, int]]:  # fmt: skip
+def _recorded(pair: report.Pair) -> Iterator[Choice]:
+    """Yield what the samples of a pair's record choose."""
     curves, found = pair["curves"], pair["solutions"]
     alphas = np.array(curves["alphas"])
     accuracy = np.mean([curves[role]["accuracy"] for role in report.ROLES], 0)
@@ -119,10 +121,16 @@ def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[
     for solver_name, name in report.SOLVERS.items():
         words = "loss, grid 0.05" if solver_name == "grid" else f"loss, {name}"
         yield words, found[solver_name]["alpha"], found[solver_name]["evaluations"]
+
+
+def _choices(pair: report.Pair, pairs: Sequence[report.Pair], evidence: Mapping[str, Any]
+) -> Iterator[Choice]:  # fmt: skip
+    yield from _recorded(pair)
     for kind in NORMALISATIONS:
         if kind != pair["normalisation"]:
-            solution = replay.on_curves(pair, kind)["quintic"]
-            yield f"loss, quintic, {kind}", solution.alpha, len(alphas) - 2 + solution.evaluations
+            objective, samples = replay.on_curves(pair, kind)
+            solution = solver.quintic(objective, known=samples)
+            yield f"loss, quintic, {kind}", solution.alpha, len(samples) - 2 + solution.evaluations
     yield "alpha = 0.5", 0.5, 0
     others = [other["solutions"]["quintic"]["alpha"] for other in pairs
               if other["supported"] == pair["supported"] and other is not pair]  # fmt: skip

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -400,6 +401,8 @@ def _gtsrb(name: str, root: Path, part: str) -> _Read:
 @cache
 def imagenet_info() -> Any:
     """Return what timm, which open_clip needs too, knows of ImageNet's classes."""
+    if sys.modules.get("timm", "") is None:  # left out by `experiment.__main__`
+        del sys.modules["timm"]
     return importlib.import_module("timm.data").ImageNetInfo()  # takes seconds
 
 

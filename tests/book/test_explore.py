@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiment import curves, replay, report
+from experiment import compare, curves, replay, report
 from paintlib.normalisation import NORMALISATIONS
 
 from .test_own_curves import BAD, GOOD, PUBLISHED
@@ -205,7 +205,7 @@ def test_own_curves_are_shown_as_a_pair(explore, tmp_path):
     open_file(page, "mine.csv", GOOD)
     wait_for(page, "mine.csv", "#explore th[scope=row]")
     pair = curves.read(file)
-    found = replay.on_curves(pair, "zero_shot")
+    found = compare.answers(*replay.on_curves(pair, "zero_shot"))
     shown = numbers(page)
     expected = report.normalised(pair, at=[found["quintic"].alpha])[:, 0]
     assert [row[0] for row in shown] == pytest.approx([*expected, sum(expected)], abs=6e-4)
@@ -279,7 +279,10 @@ def test_page_and_library_find_the_same_quintic_and_curves(explore, tmp_path):
             const pair = await readOwn(new File([text], "mine.csv"));
             return [pair.points, alphas.map(pair.at)];
         }""", [text, dense.tolist()])  # fmt: skip
-        expected, found = report.normalised(pair, at=dense), replay.on_curves(pair, "zero_shot")
+        expected, found = (
+            report.normalised(pair, at=dense),
+            compare.answers(*replay.on_curves(pair, "zero_shot")),
+        )
         np.testing.assert_allclose(np.transpose(values), expected, rtol=1e-9, err_msg=name)
         assert points["grid"]["alpha"] == found["grid"].alpha, name
         assert points["quintic"]["alpha"] == pytest.approx(found["quintic"].alpha, abs=1e-6), name

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from experiment import curves, replay
+from experiment import compare, curves, replay
 from experiment.__main__ import main
 from experiment.results import read_pair
 from paintlib.solver import Status
@@ -100,8 +100,14 @@ def test_file_as_spreadsheets_and_people_write_it_is_read(tmp_path):
     assert again["curves"] == pair["curves"]
 
 
+def test_blanks_quotes_and_every_end_of_a_line_are_read(tmp_path):
+    lines = ['"' + line.replace(",", ' " , "') + '"' for line in GOOD.splitlines()]
+    file = write(tmp_path, "\r\n".join(["# a note", *lines, "  ", ""]), "odd.csv")
+    assert curves.read(file)["curves"] == curves.read(write(tmp_path, GOOD))["curves"]
+
+
 def test_searches_find_a_minimum_that_is_known(tmp_path):
-    found = replay.on_curves(curves.read(write(tmp_path, GOOD)), "zero_shot")
+    found = compare.answers(*replay.on_curves(curves.read(write(tmp_path, GOOD)), "zero_shot"))
     assert found["grid"].alpha == pytest.approx(round(20 * LOWEST) / 20, abs=1e-12)
     assert found["grid"].evaluations == 0 and found["quintic"].evaluations == 1
     assert found["quintic"].alpha == pytest.approx(LOWEST, abs=1e-5)
@@ -113,7 +119,7 @@ def test_results_file_gives_what_the_run_found():
     file = ROOT / "results/micro/pairs/CIFAR10-GTSRB.json"
     pair, told = curves.read(file), read_pair(file)
     assert pair["labels"] == told["labels"]
-    for name, answer in replay.on_curves(pair, told["normalisation"]).items():
+    for name, answer in compare.answers(*replay.on_curves(pair, told["normalisation"])).items():
         assert answer.alpha == pytest.approx(told["solutions"][name]["alpha"], abs=2e-3)
 
 

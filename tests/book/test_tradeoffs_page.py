@@ -190,15 +190,16 @@ def column(page, index: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "title"), [("all_pairs", "transfer"), ("solvers", "excess, median")]
+    ("name", "title"),
+    [("all_pairs", "transfer"), ("solvers", "excess, median"), ("forgetting", "95 %")],
 )
 def test_table_is_sorted_by_keyboard_in_both_directions(visit, name, title):
     page = visit(name)
     headers = page.locator("table.dataframe").first.locator("thead th")
     at = next(i for i, h in enumerate(headers.all_text_contents()) if h.startswith(title))
 
-    def number(text):  # "−0.008", "2.6·10⁻⁸"
-        plain = text.replace("\N{MINUS SIGN}", "-").replace("·10", "e")
+    def number(text):  # "−0.008", "2.6·10⁻⁸", "+0.05 to +0.50"
+        plain = text.split()[0].replace("\N{MINUS SIGN}", "-").replace("·10", "e")
         return float(plain.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")))
 
     header, numbers = headers.nth(at), sorted(map(number, column(page, at)))

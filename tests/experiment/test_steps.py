@@ -64,9 +64,11 @@ def test_command_line_reports_bad_input_and_fails(capsys):
 
 def test_pages_and_workflow_do_without_torch():
     """Importing torch takes seconds and 800 MB, for each page and for Snakemake itself."""
-    code = "import experiment.{0}, sys; assert 'torch' not in sys.modules, '{0}'"
-    for name in ("__main__", "run", "results", "replay", "report", "gallery", "pages", "cost"):
-        subprocess.run([sys.executable, "-c", code.format(name)], cwd=ROOT, check=True)
+    names = ("__main__", "run", "results", "replay", "report", "gallery", "pages", "cost")
+    code = "import sys"
+    for name in names:
+        code += f"; import experiment.{name}; assert 'torch' not in sys.modules, '{name}'"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def tiny_profile():
