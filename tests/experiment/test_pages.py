@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from project import ROOT
 
-from experiment import pages, results
+from experiment import pages
 from experiment.run import Run
 
 HEADER = """---
@@ -94,22 +94,3 @@ def test_no_page_of_another_run_stands_in_for_one_that_is_missing(tmp_path, monk
     pages.assemble(run)
     there = {page.stem for page in (run.book / "results").glob("*.ipynb")}
     assert "rules" not in there and there >= {"joint", "seeds", "your_checkpoints"}
-
-
-@pytest.mark.parametrize("name", ["all_pairs", "claims", "figure2", "open_questions", "pictures"])
-def test_page_of_one_supported_task_whose_pairs_gain_nothing_is_whole(name, run, tmp_path):
-    """Both losses rise from the zero-shot end on, so every search ends there."""
-    kept, small = ROOT / "results/micro", tmp_path / "results/small"
-    said = results.read_json(kept / "run.json")
-    said |= {"supported": ["STL10"], "patching": ["MNIST", "SVHN"]}
-    results.write_json(small / "run.json", said)
-    shutil.copytree(kept / "evaluations", small / "evaluations")
-    for patching in said["patching"]:
-        pair = results.read_pair(kept / f"pairs/STL10-{patching}.json")
-        for role in ("supported", "patching"):
-            alphas, loss = pair["curves"]["alphas"], pair["curves"][role]["loss"]
-            pair["curves"][role]["loss"] = [loss[0] * 2**alpha for alpha in alphas]
-        results.write_pair(small / f"pairs/STL10-{patching}.json", pair)
-    target = tmp_path / "page.ipynb"
-    run(ROOT / f"notebooks/{name}.md", target, {"results": small})
-    assert "STL10" in target.read_text(encoding="utf-8")
