@@ -44,7 +44,7 @@ CUDA_ONLY = {  # file and function, and the check that reaches them
     "experiment/steps/finetuning.py": "bfloat16 where the GPU has it: the paper's steps",
     "experiment/cost.py": "the batch that the estimate times: the paper's steps",
     "paintlib/_template.py": "the example of `paintlib init`: not reached, a user's own file",
-    "experiment/steps/describing.py": "the name of the GPU: the paper's steps",
+    "experiment/steps/baseline.py": "the name of the GPU: the paper's steps",
     "benchmarks/machine.py": "waiting for the GPU: all rates",
     "benchmarks/throughput.py": "batches and precisions of a GPU: all rates",
 }

@@ -14,6 +14,7 @@ from experiment import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "book").glob("*/*.ipynb"))
+assert PAGES
 
 
 def code(notebook):

@@ -217,4 +217,4 @@ def test_table_is_sorted_by_keyboard_in_both_directions(visit, name, title):
 
 
 def _natural(text: str) -> list[tuple[str, int]]:
-    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D*)(\d*)", text)]
