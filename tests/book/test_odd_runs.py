@@ -139,6 +139,8 @@ def odd(request, tmp_path_factory):
 @pytest.mark.parametrize("page", PAGES)
 def test_page_of_an_odd_run_says_nothing_that_its_numbers_contradict(page, odd, monkeypatch):
     name, folder = odd
+    if name == "test" and page not in ("all_pairs", "explore", "pair"):
+        return  # they do not ask on which images alpha was chosen
     pair = results.read_pairs(folder)[0]
     which = {role: pair[role] for role in ("supported", "patching")} if page == "pair" else {}
     if page in ("explore", "pictures"):
