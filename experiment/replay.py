@@ -36,6 +36,13 @@ def objective(folder: Path | str, supported: str, patching: str,
     return PairObjective.replay(store, pair, classes, normalisation, evaluate=evaluate)
 
 
+@functools.cache  # a page asks for a pair again and again
+def _curve(file: Path, name: str, spline: Spline) -> Callable[[float], Any]:
+    store = Store(file, writable=False)
+    rows = [row.losses for a in ALPHAS if (row := store.get(a, name))]
+    return spline(ALPHAS, np.maximum(rows, TINY))
+
+
 def between(folder: Path | str, pair: Mapping[str, Any],
             weights: Sequence[float] | None = None, spline: Spline = log_spline
 ) -> PairObjective:  # fmt: skip
@@ -43,11 +50,9 @@ def between(folder: Path | str, pair: Mapping[str, Any],
 
     Between the samples each image's loss follows a `spline`, by default that of its logarithm.
     """
-    store = Store(results.find(folder) / "evaluations" / f"{pair['patching']}.npz", writable=False)
-    names, curves = (pair["supported"], pair["patching"]), {}
-    for name in names:
-        rows = [row.losses for a in ALPHAS if (row := store.get(a, name))]
-        curves[name] = spline(ALPHAS, np.maximum(rows, TINY))
+    file = results.find(folder) / "evaluations" / f"{pair['patching']}.npz"
+    names = pair["supported"], pair["patching"]
+    curves = {name: _curve(file, name, spline) for name in names}
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
         losses = [curves[name](alpha) for name in missing]
@@ -62,7 +67,8 @@ def on_curves(pair: report.Pair, kind: str) -> tuple[Objective, list[Evaluation]
     """Return the objective of a pair's curves, by `log_spline` between samples, and the samples."""
     rows = zip(pair["curves"]["alphas"], report.normalised(pair, kind).T.tolist(), strict=True)
     samples = [Evaluation(alpha, math.fsum(row), tuple(row)) for alpha, row in rows]
-    return lambda alpha: tuple(report.normalised(pair, kind, alpha)), samples
+    curve = report.curve(pair, kind)
+    return lambda alpha: tuple(curve(alpha)), samples
 
 
 def joint(folder: Path | str, number: int) -> tuple[dict[str, Any], PairObjective]:

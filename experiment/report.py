@@ -4,7 +4,7 @@ import html
 import math
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import matplotlib as mpl
@@ -64,12 +64,20 @@ def name(pair: Pair) -> str:
 
 
 def normalised(pair: Pair, kind: str = "", at: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Return both normalised validation losses, first axis; between samples by `log_spline`."""
-    losses = np.transpose([pair["curves"][role]["loss"] for role in ROLES])
+    """Return both normalised validation losses, first axis; between samples as `curve`."""
     if at is not None:
-        losses = log_spline(pair["curves"]["alphas"], losses)(at)
+        return curve(pair, kind)(at)
+    losses = np.array([pair["curves"][role]["loss"] for role in ROLES])
+    offset, unit = np.transpose([*_scales(pair, kind).values()])[:, :, None]
+    return np.asarray((losses - offset) / unit)
+
+
+def curve(pair: Pair, kind: str = "") -> Callable[[ArrayLike], NDArray[np.float64]]:
+    """Return what gives both normalised losses, first axis, at any alpha, by `log_spline`."""
+    losses = np.transpose([pair["curves"][role]["loss"] for role in ROLES])
+    spline = log_spline(pair["curves"]["alphas"], losses)
     offset, unit = np.transpose([*_scales(pair, kind).values()])
-    return np.moveaxis((losses - offset) / unit, -1, 0)
+    return lambda at: np.moveaxis((spline(at) - offset) / unit, -1, 0)
 
 
 def test_sum(pair: Pair, at: str) -> float:

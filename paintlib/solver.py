@@ -304,8 +304,8 @@ class Record:
 
     def bracket(self) -> Bracket:
         """Return the neighbours of the lowest samples: they enclose a quasi-convex minimum."""
-        alphas = [self.low, *(sample.alpha for sample in self.samples), self.high]
-        lowest = [i for i, s in enumerate(self.samples, 1) if s.value == self.best().value]
+        alphas, best = [self.low, *(s.alpha for s in self.samples), self.high], self.best()
+        lowest = [i for i, s in enumerate(self.samples, 1) if s.value == best.value]
         return alphas[lowest[0] - 1], alphas[lowest[-1] + 1]
 
     def widest_gap(self) -> float:

@@ -4,6 +4,7 @@
 `seeds/SEED.json` and `ablations/PROFILE.json` of others beside those of the reference.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,11 +88,12 @@ def read(folder: Path | str) -> dict[str, dict[str, Any]]:
     It is made by a command of its own, so a run may have been made anew since, or be killed in it.
     """
     folder = results.find(folder)
-    found = read_kept(folder, "evidence")
-    for pair in results.read_pairs(folder) if found else ():
-        told = found.get(pair["patching"], {})
+    run, found = results.read_json(folder / "run.json"), read_kept(folder, "evidence")
+    for supported, patching in itertools.product(run.get("supported", ()), run.get("patching", ())):
+        pair = results.read_json(folder / f"pairs/{supported}-{patching}.json")
+        told = found.get(patching, {})
         same = math.isclose(told.get("length", 0.0), pair["metrics"]["length"], rel_tol=1e-8)
-        if not same or pair["supported"] not in told["forgetting"]:
+        if not same or supported not in told["forgetting"]:
             return {}
     return found
 

@@ -152,7 +152,8 @@ def _tested(pair: report.Pair, found: Mapping[str, Any]) -> report.Pair:
 
 
 def _objective(pair: report.Pair, kind: str) -> Objective:
-    return lambda alpha: np.asarray(report.normalised(pair, kind, alpha).sum(0))
+    curve = report.curve(pair, kind)
+    return lambda alpha: np.asarray(curve(alpha).sum(0))
 
 
 def _through(alphas: Floats, values: Floats) -> Found:
