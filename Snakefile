@@ -1,5 +1,4 @@
-# One rule a step, from images to the built book. `make book` calls it; a cluster calls it directly:
-# snakemake book --executor slurm --config profile=paper data=FOLDER ...
+# One rule a step: `make book` calls it, a cluster `snakemake book --executor slurm --config profile=paper data=FOLDER ...`
 import os
 import subprocess
 import sys
