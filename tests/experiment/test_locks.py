@@ -167,18 +167,36 @@ def test_weights_are_readable_as_the_umask_says(tmp_path):
     assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o640
 
 
-def test_settings_may_hold_apostrophes_and_spaces(tmp_path):
-    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"))
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/.ready").touch()
-    fake = tmp_path / ".venv/bin/snakemake"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    Path(tmp_path / ".venv/bin/python").symlink_to(sys.executable)
-    odd = {"DATA": "/a/user's data", "WEIGHTS": "it's.pt", "FINETUNED": "b c"}
+def given_to_snakemake(folder, nvidia_smi="exit 1", **settings):
+    """Return the arguments that `make book` gives Snakemake."""
+    (folder / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"))
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/.ready").touch()
+    (folder / ".venv/bin/python").symlink_to(sys.executable)
+    programs = {".venv/bin/snakemake": 'printf "%s\\n" "$@"', "nvidia-smi": nvidia_smi}
+    for name, lines in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
     done = subprocess.run(
-        ["make", "book", "-o", ".venv/.ready", *(f"{k}={v}" for k, v in odd.items())],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
+        ["make", "book", "-o", ".venv/.ready", *(f"{k}={v}" for k, v in settings.items())],
+        cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    given = done.stdout.split("\n")
+    return done.stdout.split("\n")
+
+
+def test_settings_may_hold_apostrophes_and_spaces(tmp_path):
+    odd = {"DATA": "/a/user's data", "WEIGHTS": "it's.pt", "FINETUNED": "b c"}
+    given = given_to_snakemake(tmp_path, **odd)
     assert all(f"{name.lower()}={value}" in given for name, value in odd.items())
+
+
+@pytest.mark.parametrize(
+    ("visible", "said"), [(None, ["gpu=3"]), ("1", ["gpu=1"]), ("0,2", ["gpu=2"]), ("-1", [])]
+)
+def test_a_step_runs_on_each_gpu_that_torch_may_see(visible, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = given_to_snakemake(tmp_path, r'printf "GPU %s\n" 0 1 2')
+    assert [word for word in given if word.startswith("gpu=")] == said
