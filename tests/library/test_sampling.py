@@ -302,6 +302,33 @@ def test_bound_without_a_sure_slope_is_the_end_of_the_bracket():
         assert sampling.bound(objective, solution, below=False).alpha == low
 
 
+@pytest.mark.parametrize(
+    ("place", "below"), [(0.3, True), (0.4, True), (0.5, True), (0.6, False), (0.7, False)]
+)
+def test_bound_faces_the_further_end(place, below):
+    for spread in (0.1, 50.0):  # inside the bracket, or its end
+        rows = np.random.default_rng(0).normal(0.0, spread, (2, 100))
+        rows += place - rows.mean(1, keepdims=True)
+        objective = objective_of(lambda a, rows=rows: [9 + (a - row) ** 2 for row in rows])
+        solution = solver.grid(objective, step=0.1)
+        assert solution.alpha == place
+        assert sampling.bound(objective, solution).below is below
+
+
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize("middle", [0.3, 0.5, 0.7])
+def test_bound_is_where_the_slope_first_exceeds_its_error(middle, below):
+    """A sharp bend is no polynomial from end to end: the six samples nearest tell the slope."""
+    places = middle + np.random.default_rng(0).normal(0.0, 0.1, (2, 50))
+    objective = objective_of(lambda a: np.sqrt((a - places) ** 2 + 0.02))
+    solution, sign = solver.grid(objective), 1 if below else -1
+    for alpha in np.linspace(solution.alpha, float(below), 2001):
+        slopes = (alpha - places) / np.sqrt((alpha - places) ** 2 + 0.02)
+        if sign * slopes.mean(1).sum() > 1.645 * math.sqrt((slopes.var(1) / 50).sum()):
+            break
+    assert sampling.bound(objective, solution, below=below).alpha == pytest.approx(alpha, abs=0.005)
+
+
 def test_bound_evaluates_nothing_and_refuses_what_is_no_probability():
     objective, samples = near_an_end(0, 0.01), solver.grid(near_an_end(0, 0.01)).trace
     assert sampling.bound(objective, samples) is None and objective.evaluated == [0.0]
