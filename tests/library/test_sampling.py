@@ -216,6 +216,16 @@ def test_an_end_or_two_known_samples_give_an_error_of_the_value_only(build):
     assert math.isnan(two.alpha) and two.value == known.value
 
 
+def test_an_error_is_unknown_where_the_fit_does_not_bend_upwards():
+    values = {0.0: 0.301, 0.564: 0.135, 0.911: 0.943, 1.0: 0.194}  # two valleys
+    noise = np.random.default_rng(0).normal(0.0, 0.01, (2, 50))
+    noise -= noise.mean(1, keepdims=True)
+    objective = objective_of(lambda a: values[a] / 2 + noise * (1 + a))
+    samples = [solver.Evaluation(a, math.fsum(p := objective(a)), p) for a in values]
+    error = sampling.standard_error(objective, samples)
+    assert math.isnan(error.alpha) and error.value > 0
+
+
 def test_fresh_evaluations_of_a_model_know_their_images(pair):
     objective = pair()
     solution = solver.log_quintic(objective)

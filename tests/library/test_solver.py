@@ -570,6 +570,15 @@ def test_width_and_place_of_the_bracket_change_nothing(name, problem, scale):
     np.testing.assert_allclose([a / scale - 3 for a in there.calls], here.calls, atol=2e-6)
 
 
+@pytest.mark.parametrize("bracket", [(0.0, 1.0), (-4.0, 12.0)])
+@pytest.mark.parametrize("xtol", [0.02, 0.003])
+def test_golden_ends_where_its_bracket_is_twice_the_tolerance(xtol, bracket):
+    width = bracket[1] - bracket[0]
+    solution = golden(lambda a: abs(a - 0.3 * width - bracket[0]), bracket, xtol=xtol * width)
+    low, high = solution.bracket
+    assert 0.4 * xtol < (high - low) / width <= 2 * xtol  # a step more takes 38 % off
+
+
 def test_golden_sees_nothing_but_the_order_of_values():
     def steeper(alpha):
         return math.exp(5 * sum(pair()(alpha)))
