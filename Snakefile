@@ -23,7 +23,7 @@ LEFT_OUT = {"pair", "own_curves", *OF_NO_RUN} | ({"twins"} if REAL else set()) |
 SUMMARIES = {file.stem for file in Path("notebooks").glob("*.md")} - LEFT_OUT
 
 # GPU of each step with the model, MB: measured peaks on a CPU, of ViT-B/32 and of anything smaller
-GPU, MODEL, SMALL = int(REAL), 3600 if REAL else 1600, 1600
+GPU, MODEL, SMALL = int(REAL), 4000 if REAL else 1600, 1600
 # what thread pools read while they load; threads that spin for long starve whatever else runs
 THREADS = "OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000"
 STEP = f"{locks.RUN}={os.getpid()} PYTHONPATH={quote(os.getcwd())} {THREADS} {quote(sys.executable)} -m experiment"
