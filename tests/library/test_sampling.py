@@ -484,6 +484,31 @@ def test_search_within_its_tolerance_errs_by_less_than_a_share_of_the_sampling_e
     assert saved > 0 or share < 0.1
 
 
+@pytest.mark.parametrize(
+    ("noise", "low", "width"), [(1e-4, 0.0, 1.0), (5e-4, 0.0, 1.0), (5e-4, 2.0, 8.0)]
+)
+def test_standard_error_is_found_through_rounding_noise(noise, low, width):
+    """Samples too close together tell the noise, those too far apart not the curvature."""
+    Noisy = type("Noisy", (PairObjective,), {"noise": noise})
+    ratios = []
+    for seed in range(40):
+        pair, generator = Pair(seed, 400, low, width), np.random.default_rng(seed)
+
+        def evaluate(alpha, names, pair=pair, generator=generator):
+            shift = generator.normal(0, noise / math.sqrt(2), 2)  # of a mean, all images have it
+            rows = [row + own for row, own in zip(pair.at(alpha), shift, strict=True)]
+            return [ImageScores(rows[int(n)], np.ones(400, bool)) for n in names]
+
+        exact, bracket = objective_of(pair.at), (low, low + width)
+        reference = solver.grid(exact, bracket, step=width / 20)
+        if reference.status is solver.Status.CONVERGED:
+            noisy = Noisy.replay(None, "01", [4, 4], "none", evaluate=evaluate)
+            found = solver.log_quintic(noisy, bracket, xtol=sampling.tolerance(noisy))
+            errors = [sampling.standard_error(*of) for of in ((noisy, found), (exact, reference))]
+            ratios.append(errors[0].alpha / errors[1].alpha)
+    assert len(ratios) > 20 and min(ratios) > 0.7 and max(ratios) < 1.3
+
+
 def test_images_needed_is_the_closed_form():
     step, error = 0.05, 0.03
     expected = 500 * 12 * error**2 / step**2
