@@ -1,5 +1,6 @@
 """The solvers: oracles, budgets, invariances, safety on hard functions, refusals."""
 
+import collections
 import itertools
 import math
 import signal
@@ -568,6 +569,28 @@ def test_width_and_place_of_the_bracket_change_nothing(name, problem, scale):
     second = SOLVERS[name](there, (3 * scale, 4 * scale), **{option: 0.01 * scale})
     assert second.status is first.status and len(there.calls) == len(here.calls)
     np.testing.assert_allclose([a / scale - 3 for a in there.calls], here.calls, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("bends", "price"),
+    [((0.0, 0.0), 3.2), ((1e-4, 3e-3), 3.2), ((3e-3, 0.1), 5.3), ((0.3, 3.0), 6.2)],
+)
+def test_a_search_in_noise_says_so_and_soon(bends, price):
+    """From a flat sum, whose ends are as low as its minimum, to one that noise spoils late."""
+    noise, ends, paid = 5e-4, collections.Counter(), []
+    for seed in range(150):
+        generator = np.random.default_rng(seed)
+        place, bend = generator.uniform(0.2, 0.8), generator.uniform(*bends)
+
+        def parts(alpha, place=place, bend=bend, generator=generator):
+            fall, slope = 0.5 + bend * (alpha - place) ** 2 / 2, bend * (alpha - place) / 5
+            return np.array([fall + slope, fall - slope]) + generator.normal(0, noise / 2**0.5, 2)
+
+        solution = log_quintic(parts, noise=noise)
+        ends[solution.status] += 1
+        paid.append(solution.evaluations)
+    assert ends[Status.NOISE] >= 146 and not ends[Status.CONVERGED]
+    assert np.mean(paid) < price
 
 
 @pytest.mark.parametrize("bracket", [(0.0, 1.0), (-4.0, 12.0)])
