@@ -73,13 +73,14 @@ class WeightPath:
     def _begin(self, sides: list[dict[str, Tensor]], chosen: checkpoints.Chooser,
                after: After | None, *, bare: bool = False) -> None:  # fmt: skip
         """Take both ends from `sides`, which is empty afterwards: a file's pages may go."""
-        self.after, self._chosen, prefix = after, chosen, ""
+        self.after, self._chosen, self._prefix = after, chosen, ""
         names, (first, last) = [*sides[0]], map(chosen, sides)
         sides.clear()
         if bare:
             both = first.keys() & last.keys()  # a head that one side ties, and lacks, has no prefix
-            (prefix, first), (_, last) = (checkpoints.strip(side, both) for side in (first, last))
-        self._names = {name.removeprefix(prefix): name for name in names}  # as start has them
+            bare_sides = (checkpoints.strip(side, both) for side in (first, last))
+            (self._prefix, first), (_, last) = bare_sides
+        self._names = {name.removeprefix(self._prefix): name for name in names}  # as start has them
         self._ties = _ties(first, last)
         first, last = ({n: t for n, t in s.items() if n not in self._ties} for s in (first, last))
         _check_same_tensors(first, last)
@@ -199,13 +200,18 @@ class WeightPath:
         """
         if self.after is not None and model is None:
             raise ValueError("the path has a step after each write; give save its model=")
-        ends, ties = self._ends, self._ties
+        ends, ties, names = self._ends, self._ties, self._names
         if model is not None:
-            state = self._named(self.set_(model, alpha).state_dict())
+            theirs = self.set_(model, alpha).state_dict()
+            state = self._named(theirs)
+            # what start lacks gets its prefix where the model has one, or neither has
+            cut = theirs.keys() != state.keys()
+            names = {new: self._prefix + new if cut == (old != new) else old
+                     for old, new in zip(theirs, state, strict=True)} | names  # fmt: skip
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
-        homes = {self._names.get(name, name): name for name in ends}
+        homes = {names[name]: name for name in ends}
         kinds = {home: (self._dtypes.get(name, ends[name][0].dtype), ends[name][0].shape)
                  for home, name in homes.items()}  # fmt: skip
 
@@ -213,7 +219,7 @@ class WeightPath:
             start, end = ends[homes[home]]
             return self._write(torch.empty_like(start, dtype=kinds[home][0]), start, end, alpha)
 
-        noted = {self._names.get(n, n): self._names.get(home, home) for n, home in ties.items()}
+        noted = {names.get(n, n): names[home] for n, home in ties.items()}
         checkpoints.write(file, kinds, values, {**noted, **(metadata or {})})
 
     def kept_share(self, alpha: float) -> float:

@@ -164,8 +164,33 @@ def test_left_out_head_is_saved_under_its_own_name(tmp_path):
     assert torch.equal(saved["score.weight"], Reader(3).score.weight)
 
 
+def test_what_the_checkpoints_lack_is_saved_of_the_model(tmp_path):
+    bodies = [{"model.body.weight": torch.full((3, 3), float(i))} for i in range(2)]
+    model = Reader(3, "lm_head", tied=True)
+    path = WeightPath.load(*bodies, only="model.body.*")
+    path.save(tmp_path / "p.safetensors", 0.5, model=model)
+    names = safetensors.torch.load_file(tmp_path / "p.safetensors").keys()
+    assert len(names) == 3  # of the tied two one
+    same(checkpoints.read(tmp_path / "p.safetensors"), model.state_dict())
+    assert torch.equal(model.model["body"].weight, torch.full((3, 3), 0.5))
+    other = Reader(4, "lm_head", tied=True)
+    safetensors.torch.load_model(other, tmp_path / "p.safetensors")
+    same(other.state_dict(), model.state_dict())
+
+
+def test_a_tensor_tied_to_one_of_the_path_is_saved_as_that(tmp_path):
+    heads = [{"lm_head.weight": torch.full((5, 3), i, dtype=torch.bfloat16)} for i in (1.0, 3.0)]
+    path = WeightPath.load(*heads, only="lm_head.*")
+    path.save(tmp_path / "p.safetensors", 0.5, model=Reader(3, "lm_head", tied=True))
+    saved = safetensors.torch.load_file(tmp_path / "p.safetensors")
+    assert "model.embed.weight" not in saved
+    assert torch.equal(saved["lm_head.weight"], torch.full((5, 3), 2.0, dtype=torch.bfloat16))
+    assert "model.embed.weight" in checkpoints.read(tmp_path / "p.safetensors")
+
+
 @pytest.mark.parametrize(
-    "kinds", [("safetensors", "safetensors"), ("pt", "safetensors"), ("pt",) * 2]
+    "kinds",
+    [("safetensors", "safetensors"), ("safetensors", "pt"), ("pt", "safetensors"), ("pt",) * 2],
 )
 def test_head_that_is_tied_may_stand_in_a_file_or_not(kinds, tmp_path):
     files = []
@@ -183,7 +208,9 @@ def test_head_that_is_tied_may_stand_in_a_file_or_not(kinds, tmp_path):
     middle = torch.lerp(*(Reader(s, "lm_head", tied=True).lm_head.weight for s in (0, 1)), 0.5)
     torch.testing.assert_close(model.lm_head.weight, middle)
     path.save(tmp_path / "p.safetensors", 1.0)
-    safetensors.torch.load_model(model, tmp_path / "p.safetensors", strict=kinds[0] == "pt")
+    safetensors.torch.load_model(model, tmp_path / "p.safetensors", strict="pt" in kinds)
+    known = checkpoints.read(tmp_path / "p.safetensors").keys()
+    assert ("lm_head.weight" in known) == ("pt" in kinds)  # a tie that one file tells
     assert torch.equal(model.lm_head.weight, Reader(1, "lm_head", tied=True).lm_head.weight)
 
 
