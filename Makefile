@@ -26,8 +26,9 @@ DATA ?= $(or $(PAINTLIB_DATA),data)
 BIN := .venv/bin
 # only so many steps run side by side as memory holds, and one on each GPU
 MEMORY = $(shell $(BIN)/python -c 'import os; print(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)')
+ALL_GPUS = nvidia-smi --list-gpus 2>/dev/null | grep -c GPU
 VISIBLE = printf '%s' "$$CUDA_VISIBLE_DEVICES" | tr , '\n' | grep -c '^[^-]'
-GPUS = $(filter-out 0,$(shell if [ "$${CUDA_VISIBLE_DEVICES+set}" ]; then $(VISIBLE); else nvidia-smi --list-gpus 2>/dev/null | grep -c GPU; fi))
+GPUS = $(filter-out 0,$(shell n=$$($(ALL_GPUS)); if [ "$$n" -gt 0 -a "$${CUDA_VISIBLE_DEVICES+set}" ]; then $(VISIBLE); else echo $$n; fi))
 RUN = --cores $(CORES) --keep-going --rerun-incomplete --scheduler greedy --quiet host reason \
   $$([ -t 2 ] && echo --logger steps || echo rules) --resources mem_mb=$(MEMORY) $(GPUS:%=gpu=%) \
   $(if $(GPUS)$(filter-out paper,$(PROFILE)),,--set-threads finetune=2 baseline=2 solve=2) \

@@ -191,12 +191,14 @@ def test_settings_may_hold_apostrophes_and_spaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("visible", "said"), [(None, ["gpu=3"]), ("1", ["gpu=1"]), ("0,2", ["gpu=2"]), ("-1", [])]
-)
-def test_a_step_runs_on_each_gpu_that_torch_may_see(visible, said, tmp_path, monkeypatch):
+    ("gpus", "visible", "said"),
+    [(3, None, ["gpu=3"]), (3, "1", ["gpu=1"]), (3, "0,2", ["gpu=2"]), (3, "-1", []), (3, "", []),
+     (0, None, []), (0, "0", [])],
+)  # fmt: skip
+def test_a_step_runs_on_each_gpu_that_torch_may_see(gpus, visible, said, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    given = given_to_snakemake(tmp_path, r'printf "GPU %s\n" 0 1 2')
+    given = given_to_snakemake(tmp_path, f"for i in $(seq {gpus}); do echo GPU $i; done")
     assert [word for word in given if word.startswith("gpu=")] == said
