@@ -121,7 +121,8 @@ def _announcement(run: Run) -> str:
             f"DRY RUN {run.name}: {limit or 'all'} images of each split, weights {weights}. "
             "It shows that every step works; no number in this book means anything."
         )
-    said = "; ".join([run.profile.purpose, *how(run.unusual)])
+    pairs = len(run.profile.supported) * len(run.profile.patching)
+    said = "; ".join([run.profile.purpose, f"pairs: {pairs}", *how(run.unusual)])
     return f"This is the book of the run {run.name}: {said}."
 
 

@@ -221,9 +221,10 @@ def test_pages_of_a_sample_say_so_and_carry_no_banner(tiny, monkeypatch):
     for said in (report.answer([record], "So."), report.provenance_footer([record])):
         assert "a sample of 500 images a split" in said.data.replace("A sample", "a sample")
     assert not report.is_dry(record)
-    run = Run.of("paper", sample=500)
+    run = Run.of("paper", sample=500, tasks="CIFAR10,STL10,GTSRB")
     monkeypatch.setattr(Run, "choices", {"weights": "openai"})
-    assert "a sample of 500 images a split" in pages._announcement(run)
+    banner = "data sets; pairs: 2; a sample of 500 images a split, classes balanced."
+    assert pages._announcement(run).endswith(banner)
 
 
 def test_every_page_of_an_unusual_run_says_which_images_chose_alpha(tmp_path):
