@@ -55,9 +55,7 @@ print((memory("VmHWM") - before) / copy)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counted by Linux alone")
 @pytest.mark.parametrize(("dtype", "copies"), [("float32", 2.2), ("bfloat16", 1.2)])
 def test_path_takes_two_copies_or_one_for_half_precision(dtype, copies, tmp_path):
-    for _ in range(
-        3
-    ):  # a kernel short of memory takes pages of libraries away, and counts them anew
+    for _ in range(3):  # pages of libraries that the kernel took away meanwhile count anew
         done = subprocess.run(
             [sys.executable, "-c", CODE, dtype, str(tmp_path / "w.safetensors")],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
