@@ -30,7 +30,7 @@ from experiment import clip, cost, results, session, training, weights
 from experiment.pixels import Batches
 from experiment.profiles import PROFILES, Recipe, Standard
 from experiment.run import Run
-from experiment.steps import describing
+from experiment.steps.provenance import provenance
 from experiment.tasks import Split
 from paintlib import sampling, solver
 from paintlib.interpolation import WeightPath
@@ -254,7 +254,7 @@ def check_steps(folder: Path) -> Iterator[Verdict]:
     found = failed
     if not failed:
         run = Run.of("paper", limit=8, tasks="STL10,DTD", root=ROOT)
-        describing.provenance(run)
+        provenance(run)
         said = results.read_json(run.results / "provenance.json")
         precision = weights.metadata(run.fine_tuned("DTD"))["precision"]
         times = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in said["seconds"].items())

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiment.steps.describing import processor
+from experiment.steps.provenance import processor
 
 
 def timed(call: Callable[[], object], kind: str = "cpu") -> float:

@@ -1,11 +1,5 @@
-"""Describe a run: what its pages need beyond the pairs, and where it comes from."""
+"""Describe a run: what its pages need beyond the pairs."""
 
-import csv
-import importlib.metadata
-import platform
-import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +13,6 @@ from experiment.tasks import SPLITS
 from experiment.twins import micro
 from paintlib.files import replacing
 
-_PACKAGES = ("torch", "open_clip_torch", "numpy", "scipy", "matplotlib", "papermill", "jupytext",
-             "jupyter-book", "nbval", "snakemake")  # fmt: skip
 # what the twins were drawn to show follows from these
 DESIGN = ("CAPTION_NOISE", "WILD_SHARE", "TARGET_STYLE_LEAK", "OBJECT_SHARE", "MNIST_LIMIT")
 
@@ -74,40 +66,3 @@ def write_pictures(session: Session) -> None:
         told = {"strip": strip, "positions": where, "labels": labels[where].tolist()}
         content["tasks"][task] = told | {"classnames": names} | more
     results.write_json(folder / "tasks.json", content, flat=True)
-
-
-def provenance(run: Run) -> None:
-    """Write `provenance.json`: commit, device, versions, and the seconds that each step took."""
-    seconds = {}
-    for file in sorted((run.folder / "benchmarks").rglob("*.tsv")):
-        with file.open(encoding="utf-8") as stream:
-            row = next(csv.DictReader(stream, delimiter="\t"))
-        step, _, name = file.stem.partition(".")
-        seconds[f"{step}/{name}" if name else step] = round(float(row["s"]), 1)
-    versions = {"python": platform.python_version()}
-    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    baseline = weights.metadata(run.baseline(run.profile.supported[0]))
-    device = baseline.get("gpu") or processor()  # this step may run where there is no GPU
-    content = {"commit": _commit(), "device": device, "versions": versions, "seconds": seconds}
-    measured = [task for task in run.profile.patching if run.noise(task).exists()]
-    noise = {task: max(results.read_json(run.noise(task)).values()) for task in measured}
-    content |= {"noise": noise} if noise else {}
-    results.write_json(run.results / "provenance.json", content)
-
-
-def processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    return named[1].strip() if named else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    """Return the short hash of the code's commit, with "+" if the code differs from it."""
-    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"]
-    try:
-        said = subprocess.run(command, check=True, capture_output=True, cwd=results.ROOT, text=True)
-        return said.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

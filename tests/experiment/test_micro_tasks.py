@@ -119,10 +119,10 @@ def test_prompts_are_readable(task: Task) -> None:
 
 
 def test_captioned_is_repeatable_and_follows_its_seed() -> None:
-    images, captions = captioned(400, seed=0)
-    again, same = captioned(400, seed=0)
-    other, different = captioned(400, seed=1)
-    assert images.shape == (400, 3, 32, 32)
+    images, captions = captioned(200, seed=0)
+    again, same = captioned(200, seed=0)
+    other, different = captioned(200, seed=1)
+    assert images.shape == (200, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert torch.equal(images, again)
     assert captions == same
@@ -131,7 +131,7 @@ def test_captioned_is_repeatable_and_follows_its_seed() -> None:
 
 
 def test_captioned_shares_no_picture_with_the_tasks() -> None:
-    learnt = hashes(captioned(400, seed=0)[0])
+    learnt = hashes(captioned(200, seed=0)[0])
     for name in TASKS:
         assert not learnt & hashes(shown(name, "test").images)
 

@@ -17,7 +17,8 @@ from experiment.__main__ import find as step
 from experiment.profiles import ALPHAS, PATCHING, PROFILES, SUPPORTED
 from experiment.run import Run, how
 from experiment.session import Session
-from experiment.steps import describing, real, solving
+from experiment.steps import real, solving
+from experiment.steps.provenance import provenance
 from paintlib import sampling
 from paintlib.store import Store
 
@@ -74,10 +75,10 @@ def test_noise_is_measured_by_other_batches_and_stands_in_the_provenance(tiny, m
     assert sizes == [16, 16] and min(half.values()) > 1e-6
     held, metadata = weights.load(tiny.baseline("CIFAR10"))
     weights.save(tiny.baseline("CIFAR10"), held, **metadata | {"gpu": "a card"})
-    describing.provenance(tiny)  # where there may be none
+    provenance(tiny)  # where there may be none
     assert results.read_json(tiny.results / "provenance.json")["device"] == "a card"
     weights.save(tiny.baseline("CIFAR10"), held, **metadata)
-    describing.provenance(tiny)
+    provenance(tiny)
     said = results.read_json(tiny.results / "provenance.json")
     assert said["noise"] == {"MNIST": max(half.values())}
     results.write_json(tiny.noise("MNIST"), noise)

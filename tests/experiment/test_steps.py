@@ -64,7 +64,8 @@ def test_command_line_reports_bad_input_and_fails(capsys):
 
 def test_pages_and_workflow_do_without_torch():
     """Importing torch takes seconds and 800 MB, for each page and for Snakemake itself."""
-    names = ("__main__", "run", "results", "replay", "report", "gallery", "pages", "cost")
+    names = ("__main__", "run", "results", "replay", "report", "gallery", "pages", "cost",
+             "steps.provenance")  # fmt: skip
     code = "import sys"
     for name in names:
         code += f"; import experiment.{name}; assert 'torch' not in sys.modules, '{name}'"
