@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -202,12 +203,14 @@ class WeightPath:
             raise ValueError("the path has a step after each write; give save its model=")
         ends, ties, names = self._ends, self._ties, self._names
         if model is not None:
-            theirs = self.set_(model, alpha).state_dict()
-            state = self._named(theirs)
-            # what start lacks gets its prefix where the model has one, or neither has
-            cut = theirs.keys() != state.keys()
-            names = {new: self._prefix + new if cut == (old != new) else old
-                     for old, new in zip(theirs, state, strict=True)} | names  # fmt: skip
+            state = self._named(theirs := self.set_(model, alpha).state_dict())
+            pairs = [*zip(theirs, state, strict=True)]
+            own = next(old.removesuffix(new) for old, new in pairs if new in self._ends)
+            # what start lacks is named as the model does, but for the wrappers that differ
+            inside_out = [prefix.split(".")[::-1] for prefix in (self._prefix, own)]
+            both = ".".join(os.path.commonprefix(inside_out)[::-1])  # noqa: RUF071
+            more, less = self._prefix.removesuffix(both), own.removesuffix(both)
+            names = {new: more + old.removeprefix(less) for old, new in pairs} | names
             state = dict(sorted(state.items(), key=lambda item: item[0] not in self._ends))
             ties = ties | _ties(state, state)
             ends, alpha = {n: (t, t) for n, t in state.items() if n not in ties}, 0.0
@@ -285,12 +288,10 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[T
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
     count = 0
-    with torch.no_grad(), contextlib.ExitStack() as afterwards:
+    with torch.no_grad(), contextlib.ExitStack() as undo:
         for count, batch in enumerate(batches if norms else (), 1):
             for norm in norms if count == 1 else ():
-                afterwards.callback(
-                    vars(norm).update, training=norm.training, momentum=norm.momentum
-                )
+                undo.callback(vars(norm).update, training=norm.training, momentum=norm.momentum)
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True  # None: the plain average
             model(batch if isinstance(batch, Tensor) else batch[0])

@@ -150,9 +150,9 @@ class TaskLoss:
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         total: list[Tensor] = []
         images = 0
-        with contextlib.ExitStack() as afterwards:
+        with contextlib.ExitStack() as undo:
             for parameter in parameters:
-                afterwards.callback(parameter.requires_grad_, parameter.requires_grad)
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(True)
             for part in self._forward():
                 own = torch.autograd.grad(part.losses.sum(), parameters, materialize_grads=True)

@@ -208,8 +208,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
     told["warnings"] = list(_warnings(setup, path, objective, found, told))
-    plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)
-    return plain
+    return dict(json.loads(json.dumps(told), parse_constant=lambda _: None))
 
 
 def _size(batch: Any) -> int:

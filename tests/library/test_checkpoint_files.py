@@ -178,6 +178,18 @@ def test_what_the_checkpoints_lack_is_saved_of_the_model(tmp_path):
     same(other.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("start", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("model", ["", "module.", "_orig_mod."])
+def test_what_the_checkpoints_lack_gets_their_wrappers(start, model, tmp_path):
+    """The names of both go through the same wrappers, whatever those of the model are."""
+    bodies = [{f"{start}model.body.weight": torch.full((3, 3), float(i))} for i in range(2)]
+    reader = Reader(3, "lm_head")
+    wrapped = nn.ModuleDict({model[:-1]: reader}) if model else reader
+    path = WeightPath.load(*bodies, only="*body.weight")
+    path.save(tmp_path / "p.safetensors", 0.5, model=wrapped)
+    same(checkpoints.read(tmp_path / "p.safetensors"), prefixed(start, reader.state_dict()))
+
+
 def test_a_tensor_tied_to_one_of_the_path_is_saved_as_that(tmp_path):
     heads = [{"lm_head.weight": torch.full((5, 3), i, dtype=torch.bfloat16)} for i in (1.0, 3.0)]
     path = WeightPath.load(*heads, only="lm_head.*")
