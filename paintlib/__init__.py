@@ -11,15 +11,8 @@ if TYPE_CHECKING:
     from paintlib.interpolation import WeightPath, reestimate_batchnorm
     from paintlib.losses import TaskLoss
 
-__all__ = [
-    "PairObjective",
-    "Score",
-    "Store",
-    "TaskLoss",
-    "WeightPath",
-    "normaliser",
-    "reestimate_batchnorm",
-]
+__all__ = ["PairObjective", "Score", "Store", "TaskLoss", "WeightPath", "normaliser",
+           "reestimate_batchnorm"]  # fmt: skip
 __version__ = importlib.metadata.version("paintlib")
 
 

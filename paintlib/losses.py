@@ -263,11 +263,12 @@ def leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Te
 
 
 def _digest(batches: list[dict[str, Tensor]]) -> str:
-    """Return a digest of what the examples are, in their order, of whatever batching."""
+    """Return a digest of what the examples are, in their order, of whatever batching; or ""."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in dict.fromkeys(name for leaves in batches for name in leaves):
+    names = dict.fromkeys(name for leaves in batches for name in leaves)
+    for name in names:
         digest.update(name.encode())
         for leaf in (leaves[name] for leaves in batches if name in leaves):
             values = leaf.double() if leaf.is_floating_point() else leaf.long()
             digest.update(values.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest() if names else ""

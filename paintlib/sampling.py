@@ -40,25 +40,29 @@ def contributions(objective: PairObjective, alpha: Alpha) -> tuple[NDArray[np.fl
     """Return what each image adds to its task's part of the sum, an array `(images,)` per task.
 
     Its mean is the normalised, weighted loss, its variance over the number of images the squared
-    sampling error, that of the scale included, to first order (the delta method). None where
-    `alpha`, or what the scale takes, was not evaluated.
+    sampling error, that of the scale included, to first order (the delta method). Tasks of the same
+    images in the same order, by their `digest`, have one array, the sum of theirs: two losses of an
+    image vary together. None where `alpha`, or what the scale takes, was not evaluated.
     """
     if not all(map(objective.known, (alpha, *objective.anchors))):
         return None
-    rows = []
+    rows: dict[object, NDArray[np.float64]] = {}
+    start = objective.images(objective.origin)
     for i, (offset, unit) in enumerate(objective.normalisers):
         own = objective.images(alpha)[i].losses
         offsets, units = np.full_like(own, offset), np.full_like(own, unit)  # by image
         if objective.normalisation == "zero_shot":
-            units = objective.images(objective.origin)[i].losses
+            units = start[i].losses
         elif objective.normalisation == "minmax":
             curve = [objective.images(sample)[i].losses for sample in objective.samples]
             offsets = min(curve, key=np.mean)
             units = max(curve, key=np.mean) - offsets
         # (L - o) / u, with the error of each of the three added to first order
         value = (own.mean() - offset) / unit
-        rows.append(objective.weights[i] * ((own - offsets - value * (units - unit)) / unit))
-    return tuple(rows)
+        same = (start[i].digest, len(own)) if start[i].digest else i
+        row = objective.weights[i] * ((own - offsets - value * (units - unit)) / unit)
+        rows[same] = rows.get(same, 0.0) + row
+    return tuple(rows.values())
 
 
 def difference(objective: PairObjective, first: Alpha,
@@ -78,7 +82,7 @@ def standard_error(objective: PairObjective, samples: Samples) -> StandardError 
     """Return the sampling errors of the lowest sample, by the delta method: (3.5) eq-stderr.
 
     To first order Var(alpha*) = Var(F'(alpha*)) / F''(alpha*)^2, where Var(F') is the sum over the
-    tasks, whose images differ, of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
+    tasks (see `contributions`) of Var_i(l_i') / n. An image's slope l_i' is that of the polynomial
     through its losses at the samples around alpha*. None where the lowest sample is not known.
     """
     samples, kept, rows = _known(objective, samples)
@@ -174,7 +178,8 @@ def bootstrap(alphas: ArrayLike, losses: Sequence[NDArray[np.float64]], classes:
 
     Each of `draws` takes as many images of each task as there are, with replacement, scales anew,
     and minimises the sum of the curves on [0, 1], by `log_spline`. `alphas` are `(k,)`, ascending,
-    the first 0; `losses` are nats, `(k, images)` per task; the rest is as for `PairObjective`.
+    the first 0; `losses` are nats, `(k, images)` per task, whose images differ; the rest is as for
+    `PairObjective`.
     """
     generator = np.random.default_rng(seed)
     dense = np.linspace(0.0, 1.0, 4001)

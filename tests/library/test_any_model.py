@@ -1,5 +1,6 @@
 """Any model and any loss, images that stay the same, and half precision: each case is run."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -328,6 +329,19 @@ def test_a_digest_knows_examples_of_any_form_and_their_order():
     assert len({digest([form]) for form in (*forms, *turned)}) == 8
     # the labels tell which image is which, and floats may be rounded elsewhere
     assert digest([{"x": x, "y": y}]) == digest([{"x": x + 1e-6, "y": y}])
+
+
+def test_tasks_of_the_same_batches_are_one_sample():
+    def costs(power, data):
+        return TaskLoss(model, data, loss=lambda model, batch: model(batch[0]).abs()[:, 0] ** power)
+
+    path, model = WeightPath(network(1), network(2)), network(3)
+    for other, samples in ((batches(0), 1), (batches(1), 2)):
+        objective = PairObjective(path, [costs(1, batches(0)), costs(2, other)], [1, 1])
+        assert len(sampling.contributions(objective, 0.0)) == samples
+    opaque = costs(1, [object()])  # tells nothing of its examples
+    value = dataclasses.replace(opaque, loss=lambda model, batch: torch.ones(7)).evaluate()
+    assert value.digest == "" and len(value.losses) == 7
 
 
 def test_stores_without_digests_are_read_added_to_and_written_as_before(tmp_path):

@@ -106,6 +106,35 @@ def test_standard_errors_agree_with_a_bootstrap(build, kind):
     assert error == sampling.standard_error(objective, solution.trace)
 
 
+@pytest.mark.parametrize("together", [1, -1])
+def test_two_losses_of_the_same_images_vary_together(together):
+    """Parabolas s (alpha - place)^2 of an image: alpha* is the mean of (s p + r q) / (s + r)."""
+    place = np.random.default_rng(0).normal(0.25, 0.25, 400)
+    shapes = ((1.0, place), (2.0, 0.8 + together * (place - 0.25)))
+
+    def losses(alpha):
+        return [0.1 + scale * (alpha - place) ** 2 for scale, place in shapes]
+
+    def errors(*digests):
+        def evaluate(alpha, names):
+            pairs = zip(losses(alpha), digests, strict=True)
+            return [ImageScores(row, np.ones(400, bool), digest) for row, digest in pairs]
+
+        objective = PairObjective.replay(None, "01", [4, 4], "none", evaluate=evaluate)
+        found = solver.log_quintic(objective, xtol=1e-6)
+        _, error = sampling.difference(objective, 0.0, found.alpha)
+        return found.alpha, *sampling.standard_error(objective, found), error
+
+    alpha, *apart = errors("a", "b")
+    alpha, *one = errors("a", "a")
+    moves = [scale / 3 * place for scale, place in shapes]
+    differences = [a - b for a, b in zip(losses(0.0), losses(alpha), strict=True)]
+    parts = (moves, losses(alpha), differences)
+    assert one == pytest.approx([np.std(sum(part)) / 20 for part in parts], rel=1e-4)
+    assert apart == pytest.approx([math.hypot(*np.std(part, 1)) / 20 for part in parts], rel=1e-4)
+    assert abs(one[0] / apart[0] - 1) > 0.3 and apart == [*errors("", "")][1:]
+
+
 @pytest.mark.parametrize("kind", ["zero_shot", "minmax", "log_classes"])
 def test_bootstrap_agrees_with_one_in_plain_steps(build, kind):
     drawn = Drawn()
