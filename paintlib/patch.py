@@ -96,9 +96,9 @@ def find_setup(name: str) -> Setup:
 def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
     """Score the first batch of each task at alpha = 0, and refuse what does not fit.
 
-    That is the model and the path, a task, or a store that has other losses there, for which all of
-    a stored task is scored once more. With `labels`, all batches are read, and each label is
-    compared with the number of classes.
+    That is the model and the path, a task, held-out images that alpha is chosen on, or a store that
+    has other losses there, for which all of a stored task is scored once more. With `labels`, all
+    batches are read, and each label is compared with the number of classes.
     """
     path.set_(setup.model, 0.0)
     probes = {}
@@ -120,6 +120,10 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
         if (kept := store.get(0.0, name)) is not None:
             task.confirm(kept, f"task {name!r}: {store.file}")
         probes[name] = Probe(first, _count(task.batches), classes, seconds)
+    for name in setup.held_out:
+        first, held = (probes[name + more].first for more in ("", HELD_OUT))
+        if first.digest == held.digest != "" and np.array_equal(first.losses, held.losses):
+            raise ValueError(f"alpha is chosen on the held-out images of {name!r}; give others")
     return probes
 
 
@@ -173,11 +177,9 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
 
     objective = replay(list(setup.tasks), options.normalisation, options.weights)
-    xtol, own = sampling.tolerance(objective), {"step": options.step}
-    if options.solver in ("log_quintic", "brent"):
-        own = {"max_evals": options.max_evals}
-    if options.solver == "log_quintic":
-        own["xtol"] = xtol
+    budget: dict[str, Any] = {"max_evals": options.max_evals}
+    kinds = {"log_quintic": budget | {"xtol": sampling.tolerance(objective)}, "brent": budget}
+    own = kinds.get(options.solver, {"step": options.step})
     if ceilings:  # their search is a log-quintic
         found = limits.under(objective, ceilings, options.bracket, **own)
     else:
@@ -212,7 +214,6 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
 
 
 def _size(batch: Any) -> int:
-    """Return the length of the first tensor of a batch, or 1."""
     return next((len(leaf) for _, leaf in leaves(batch) if leaf.ndim), 1)
 
 

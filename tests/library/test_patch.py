@@ -321,6 +321,11 @@ def raising(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(tasks=tasks))
 
 
+def not_held_out(folder, monkeypatch):
+    made = setup()
+    give(monkeypatch, Setup(made.tasks, {**made.held_out, "repair": made.tasks["repair"]}))
+
+
 def no_batch(folder, monkeypatch):
     give(monkeypatch, Setup(tasks={"keep": TaskLoss(network(3), [])}))
 
@@ -336,6 +341,7 @@ BAD = {
     "model": ([], wrong(model=nn.Linear(6, 4).eval()), r"tensors are on one side only"),
     "training": ([], wrong(model=network(3).train()), r"training mode"),
     "batch": ([], no_batch, r"task 'keep' has no batch"),
+    "held out": ([], not_held_out, r"chosen on the held-out images of 'repair'; give others"),
     "normalisation": (["--normalisation", "max"], None, r"unknown normalisation 'max'"),
     "out": (["--out", "patched.pt"], None, r"patched\.pt is no \.safetensors file"),
     "bracket": (["--bracket", "1", "0"], None, r"bracket is \(1\.0, 0\.0\)"),
@@ -363,9 +369,12 @@ def test_bad_input_is_told_in_one_sentence_and_never_succeeds(folder, monkeypatc
 
 def test_one_image_has_no_error_and_no_crash(folder, monkeypatch, capsys):
     model = network(3)
-    tasks = {name: TaskLoss(model, [tuple(part[:1] for part in task.batches[0])])
-             for name, task in setup().tasks.items()}  # fmt: skip
-    give(monkeypatch, Setup(tasks=tasks, held_out=tasks))
+    tasks, held_out = (
+        {name: TaskLoss(model, [tuple(part[i : i + 1] for part in task.batches[0])])
+         for name, task in setup().tasks.items()}
+        for i in range(2)
+    )  # fmt: skip
+    give(monkeypatch, Setup(tasks, held_out))
     assert patch("--report", "report") == 0
     assert "±" in capsys.readouterr().out
     assert "not better" in Path("report/README.md").read_text("utf-8")
