@@ -24,7 +24,7 @@ HALF = 1e-4  # the precision of float16 and bfloat16 is coarser, that of float32
 CLOSE = (0.49, 0.5, 0.51, 0.52)
 SAME_IMAGES = (
     "image i must be image i at each alpha: turn off shuffling (DataLoader(..., shuffle=False)), "
-    "random augmentation (use a fixed transform) and dropout (model.eval())"
+    "random augmentation (use a fixed transform) and dropout (model.eval()), in `after` too"
 )
 
 
@@ -109,11 +109,11 @@ class PairObjective:
 
             def evaluate(alpha: Any, missing: Sequence[str]) -> list[ImageScores]:
                 path.set_(tasks[0].model, alpha)
-                rows = []
-                for name in missing:
-                    rows.append(by_name[name].evaluate())
-                    if name in fresh:
-                        by_name[name].repeat(rows[-1])
+                rows = [by_name[name].evaluate() for name in missing]
+                if new := [row for row in zip(missing, rows, strict=True) if row[0] in fresh]:
+                    path.set_(tasks[0].model, alpha)  # a step after each write may shuffle too
+                for name, row in new:
+                    by_name[name].repeat(row)
                 fresh.difference_update(missing)
                 return rows
 

@@ -27,8 +27,7 @@ from paintlib.store import Store
 __all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast"]
 
 HELD_OUT = " (held out)"  # behind a task's name in the store
-KEPT = 0.9  # of the way from start to alpha; what rounding leaves of it
-DROWNS = 20.0  # times the range of another task's normalised loss
+KEPT, DROWNS = 0.9, 20.0  # of a patch that rounding leaves; times the range of another task's loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +100,15 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
     batches are read, and each label is compared with the number of classes.
     """
     path.set_(setup.model, 0.0)
-    probes = {}
+    probes: dict[str, Probe] = {}
     for name, task in setup.rows.items():
         if (batch := next(iter(task.batches), None)) is None:
             raise ValueError(f"task {name!r} has no batch; give a list or a DataLoader with images")
         begin = time.perf_counter()
         first = dataclasses.replace(task, batches=[batch]).evaluate()
         seconds = time.perf_counter() - begin
+        if setup.after and not probes:  # once is enough to see whether it shuffles
+            path.set_(setup.model, 0.0)
         task.repeat(first)
         classes = 1
         if task.loss is None:
@@ -253,8 +254,7 @@ def _measured(objective: PairObjective, alpha: float) -> dict[str, Any]:
     return {"tasks": tasks, "gain": gain}
 
 
-def _paired(row: Any) -> tuple[float, float]:
-    """Return the mean of differences on the same images, and its standard error."""
+def _paired(row: Any) -> tuple[float, float]:  # mean and standard error
     return row.mean(), sampling.variance(row) ** 0.5
 
 

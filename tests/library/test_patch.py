@@ -21,7 +21,16 @@ from safetensors.torch import load_file, save_file
 from small import network
 from torch import nn
 
-from paintlib import PairObjective, Store, TaskLoss, WeightPath, limits, sampling, solver
+from paintlib import (
+    PairObjective,
+    Store,
+    TaskLoss,
+    WeightPath,
+    limits,
+    reestimate_batchnorm,
+    sampling,
+    solver,
+)
 from paintlib.__main__ import main
 from paintlib.patch import Setup
 
@@ -598,7 +607,28 @@ def test_after_is_called_at_each_alpha_before_the_losses(folder, monkeypatch, ca
     batchnorm(monkeypatch, after=lambda model: calls.append(float(model[0].bias[0].detach())))
     told = answer(capsys)
     assert not any("BatchNorm" in warning for warning in told["warnings"])
-    assert len(set(calls)) == told["evaluations"] == len(calls) - 1  # and once for the check
+    assert len(set(calls)) == told["evaluations"] == len(calls) - 2  # and twice for the check
+
+
+def test_a_step_after_each_write_that_shuffles_is_refused(folder, monkeypatch, capsys):
+    data = torch.randn(90, 6, generator=torch.Generator().manual_seed(0))
+    for shuffles in (False, True):
+
+        def after(model, shuffles=shuffles):
+            chosen = torch.randperm(90) if shuffles else torch.arange(90)
+            reestimate_batchnorm(model, data[chosen[:60]].split(20))
+
+        batchnorm(monkeypatch, after=after)
+        made = sys.modules["mine"].tasks()
+        path = WeightPath.load(*ENDS, after=after)
+        if shuffles:
+            assert patch("--store", "other.npz") == 1
+            assert "image i must be image i at each alpha" in capsys.readouterr().err
+            with pytest.raises(ValueError, match=r"scored twice .* in `after` too"):
+                PairObjective(path, [*made.tasks.values()], [4, 4])
+        else:
+            assert patch("--max-evals", "40") == 0
+            assert PairObjective(path, [*made.tasks.values()], [4, 4]).evaluated == [0.0]
 
 
 def test_example_is_written_once_and_runs_as_it_is(folder, capsys):
