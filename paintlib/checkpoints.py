@@ -119,13 +119,8 @@ def _read_file(path: Path, entry: str | None) -> dict[str, Tensor]:
 def _why(path: Path, error: Exception) -> str:
     """Return why a file that torch refuses is no state dict, and the remedy."""
     if "TorchScript" in str(error):
-        return (
-            "is TorchScript, a program rather than weights; if you trust it, convert it:\n"
-            "  import safetensors.torch, torch\n"
-            f"  state = torch.jit.load({path.name!r}, map_location='cpu').state_dict()\n"
-            "  state = {name: tensor.contiguous() for name, tensor in state.items()}\n"
-            f"  safetensors.torch.save_file(state, {path.stem + '.safetensors'!r})"
-        )
+        remedy = f"torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')"
+        return f"is TorchScript, a program; if you trust it, keep its weights alone: {remedy}"
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         return (

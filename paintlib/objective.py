@@ -125,7 +125,7 @@ class PairObjective:
         if len(self.weights) != count or not good:
             raise ValueError(f"{count} tasks but the weights {self.weights}; give each task a "
                              "positive factor, or 0 to some")  # fmt: skip
-        self.normalisation, self._classes = normalisation, tuple(classes)
+        self.normalisation, self.classes = normalisation, tuple(classes)
         self._evaluate, self._store = evaluate, store or Store(None)
         self.evaluated: list[Any] = []
         self.origin = position(origin)
@@ -155,7 +155,7 @@ class PairObjective:
         """The scale of each task; the first look evaluates the `anchors` that are not known."""
         scores = zip(*map(self.score, self.anchors), strict=True)  # by task
         return tuple(normaliser(self.normalisation, [score.loss for score in own], count)
-                     for own, count in zip(scores, self._classes, strict=True))  # fmt: skip
+                     for own, count in zip(scores, self.classes, strict=True))  # fmt: skip
 
     def __call__(self, alpha: Alpha) -> tuple[float, ...]:
         """Return the normalised, weighted loss of each task at `alpha`, if it is finite."""

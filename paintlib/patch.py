@@ -277,6 +277,11 @@ def _warnings(setup: Setup, path: WeightPath, objective: PairObjective, found: s
         for end, (fall, error) in measured.get("gain", {}).items():
             if fall <= SURE * error:
                 yield f"the patch is no better than the {PLACES[end]} end beyond its error{on}"
+    for (name, task), count in zip(told["tasks"].items(), objective.classes, strict=True):
+        best, chance = max(task[place]["accuracy"] for place in PLACES), 1 / count
+        if best <= chance + SURE * (chance * (1 - chance) / task["images"]) ** 0.5 and count > 1:
+            what = f"no better than a guess anywhere on the path ({best:.1%} right at best)"
+            yield f"task {name!r} is {what}: are its labels those of the head?"
     ridge = sampling.second_valley(objective, found)
     if ridge and ridge[0] > SURE * ridge[1]:
         what = f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum"

@@ -290,6 +290,16 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
         checkpoints.read(tmp_path / "two")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated", "ignore::DeprecationWarning")
+def test_torchscript_is_refused_and_the_remedy_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.trace(network(1), torch.ones(2, 6)).save("program.pt")
+    with pytest.raises(ValueError, match=r"^program\.pt is TorchScript, a program; ") as caught:
+        checkpoints.read("program.pt")
+    exec(str(caught.value).rpartition("alone: ")[2], {"torch": torch})
+    same(checkpoints.read("weights.pt"), state(1))
+
+
 def test_shards_that_are_missing_or_lack_a_tensor_are_named(tmp_path):
     shards(tmp_path, state(1))
     index = tmp_path / "model.safetensors.index.json"

@@ -533,6 +533,13 @@ def needless(monkeypatch):
     give(monkeypatch, made)
 
 
+def other_labels(monkeypatch):
+    made = setup(held_out=False)
+    for _, labels in made.tasks["repair"].batches:
+        labels.copy_(torch.tensor([3, 2, 0, 1])[labels])  # as another data set numbers its classes
+    give(monkeypatch, made)
+
+
 class Valleys(nn.Module):
     """A loss with two valleys along w(alpha) = alpha."""
 
@@ -575,8 +582,9 @@ def batchnorm(monkeypatch, **options):
         (needless, "AT_START: the minimum is the start of the bracket", []),
         (valleys, r"a ridge of .* hides a second valley", ["--solver", "grid"]),
         (batchnorm, "the averages of BatchNorm are interpolated", []),
+        (other_labels, r"task 'repair' is no better than a guess .* \(\d+\.\d% right", []),
     ],
-    ids=["drowned", "needless", "valleys", "batchnorm"],
+    ids=["drowned", "needless", "valleys", "batchnorm", "labels"],
 )
 def test_warning_of(folder, monkeypatch, capsys, change, message, options):
     change(monkeypatch)
