@@ -65,6 +65,7 @@ def main() -> None:
         (folder / "tasks.py").write_text(TASKS.replace("LAYERS", str(options.layers)))
         patch = ["-m", "paintlib", "patch", "0.safetensors", "1.safetensors"]
         patch += ["--tasks", "tasks:tasks", "--normalisation", "none"]
+        patch += ["--bracket", "0.25", "0.75"]  # at an end there would be nothing to merge
         patch += ["--json", "--out", "ours.safetensors"]
 
         def ours() -> float:
