@@ -74,7 +74,7 @@ def table(tasks: Mapping[str, Any]) -> str:
 def metadata(answer: Answer) -> dict[str, str]:
     """Return what a safetensors file says of itself: strings, most of them JSON."""
     keys = ("alpha", "stderr", "status", "solver", "normalisation", "weights", "ceilings",
-            "bracket", "parents", "store", "versions")  # fmt: skip
+            "bracket", "batchnorm", "parents", "store", "versions")  # fmt: skip
     told = {key: answer[key] for key in keys if answer[key] is not None}
     told["scales"] = {name: task["scale"] for name, task in answer["tasks"].items()}
     text = {k: v if isinstance(v, str) else json.dumps(v, allow_nan=False) for k, v in told.items()}

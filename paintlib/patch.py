@@ -195,22 +195,22 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         whole = len(held_out) == len(by_name)  # else there is no sum
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
+    norms = any("BatchNorm" in type(module).__name__ for module in setup.model.modules())
     told = {
-        "alpha": found.alpha, "stderr": error and error.alpha,
-        "numerical_error": _numerical_error(found), "status": found.status.name,
-        "advice": found.status.value, "solver": options.solver,
-        "normalisation": objective.normalisation, "weights": by_name,
+        "alpha": found.alpha, "stderr": error and error.alpha, "status": found.status.name,
+        "numerical_error": _numerical_error(found), "advice": found.status.value,
+        "solver": options.solver, "normalisation": objective.normalisation, "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
         "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
                      for task, rise, sure in ceilings},
-        "bracket": options.bracket, "evaluations": len(objective.evaluated), **measured,
-        "held_out": beside,
-        "trace": sorted(found.trace),
+        "bracket": options.bracket, "trace": sorted(found.trace),
+        "evaluations": len(objective.evaluated), **measured, "held_out": beside,
+        "batchnorm": ("set by after=" if setup.after else "interpolated") if norms else None,
         "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
-    told["warnings"] = list(_warnings(setup, path, objective, found, told))
+    told["warnings"] = list(_warnings(path, objective, found, told))
     return dict(json.loads(json.dumps(told), parse_constant=lambda _: None))
 
 
@@ -258,7 +258,7 @@ def _paired(row: Any) -> tuple[float, float]:  # mean and standard error
     return row.mean(), sampling.variance(row) ** 0.5
 
 
-def _warnings(setup: Setup, path: WeightPath, objective: PairObjective, found: solver.Solution,
+def _warnings(path: WeightPath, objective: PairObjective, found: solver.Solution,
               told: Mapping[str, Any]) -> Iterator[str]:  # fmt: skip
     """Yield what a user should know before she trusts the answer."""
     if found.status not in (solver.Status.CONVERGED, solver.Status.AT_CEILING):
@@ -286,5 +286,5 @@ def _warnings(setup: Setup, path: WeightPath, objective: PairObjective, found: s
     if ridge and ridge[0] > SURE * ridge[1]:
         what = f"a ridge of {ridge[0]:.2g} ± {ridge[1]:.2g} hides a second valley of the sum"
         yield f"{what}: --solver grid --step 0.01 sees both"
-    if not setup.after and any("BatchNorm" in type(m).__name__ for m in setup.model.modules()):
+    if told["batchnorm"] == "interpolated":
         yield "the averages of BatchNorm are interpolated: re-estimate them by an after= of Setup"

@@ -593,6 +593,7 @@ def test_warning_of(folder, monkeypatch, capsys, change, message, options):
     assert patch(*options) == 0
     out = capsys.readouterr().out
     assert all(f"- {warning}" in out for warning in told["warnings"])
+    assert told["batchnorm"] == ("interpolated" if change is batchnorm else None)
 
 
 def test_warning_of_a_patch_no_better_than_an_end(folder, monkeypatch, capsys):
@@ -613,8 +614,11 @@ def test_warning_of_a_patch_no_better_than_an_end(folder, monkeypatch, capsys):
 def test_after_is_called_at_each_alpha_before_the_losses(folder, monkeypatch, capsys):
     calls = []
     batchnorm(monkeypatch, after=lambda model: calls.append(float(model[0].bias[0].detach())))
-    told = answer(capsys)
+    told = answer(capsys, "--out", "p.safetensors")
     assert not any("BatchNorm" in warning for warning in told["warnings"])
+    with safe_open("p.safetensors", "pt") as file:
+        assert file.metadata()["paintlib.batchnorm"] == told["batchnorm"] == "set by after="
+    del calls[-1]  # of the patched weights
     assert len(set(calls)) == told["evaluations"] == len(calls) - 2  # and twice for the check
 
 
