@@ -105,8 +105,9 @@ def rank_correlations(frame: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
             low, high = _range(drawn, (0.025, 0.975))
             lead_low, lead_high = _range(first - drawn, (0.025, 0.975))
             (p_low, p_high), (s_low, s_high) = (
-                _range([rank_correlation(np.delete(x, i, k).ravel(), np.delete(y, i, k).ravel())
-                        for i in range(y.shape[k])]) for k in (1, 0)
+                _range(rank_correlation(*(
+                    [np.delete(table, i, k).ravel() for i in range(y.shape[k])] for table in (x, y)
+                ))) for k in (1, 0)
             )  # fmt: skip
             own = rank_correlation(x, y)
             rows.append({

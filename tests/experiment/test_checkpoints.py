@@ -346,18 +346,6 @@ def test_a_pickled_model_is_refused_with_the_remedy(tiny, tmp_path):
         import_image_tower(path, {})
 
 
-@pytest.mark.filterwarnings("ignore")  # making TorchScript is deprecated, and says much
-def test_torchscript_is_refused_with_a_remedy_that_works(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _, ours = tiny
-    torch.jit.trace(ours.visual, torch.zeros(1, 3, 32, 32), check_trace=False).save("ViT-B-32.pt")
-    with pytest.raises(ValueError, match="is TorchScript") as refusal:
-        import_image_tower("ViT-B-32.pt", {})
-    exec("\n".join(line.strip() for line in str(refusal.value).splitlines()[1:]))
-    reference = ours.visual.state_dict()
-    assert same(import_image_tower("ViT-B-32.safetensors", reference), reference)
-
-
 def test_unreadable_and_truncated_files_are_refused(tiny, tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     with pytest.raises(FileNotFoundError, match="is not there"):
