@@ -144,10 +144,10 @@ def test_bootstrap_agrees_with_one_in_plain_steps(build, kind):
     expected = sampling.standard_error(objective, solver.grid(objective))
     assert found == pytest.approx(expected, rel=0.25)
     assert found.alpha == pytest.approx(resampled(drawn, kind, 0.5)[0], rel=0.2)
-    assert found == sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=0)
-    assert found == sampling.bootstrap(ALPHAS, losses, [4, 4], kind, weights=np.ones(2))
-    other = sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=500, seed=1)
-    assert other != found and other == pytest.approx(found, rel=0.25)
+    few = [sampling.bootstrap(ALPHAS, losses, [4, 4], kind, draws=80, **options)
+           for options in ({}, {"seed": 0}, {"weights": np.ones(2)}, {"seed": 1})]  # fmt: skip
+    assert few[0] == few[1] == few[2] != few[3]
+    assert few[3] == pytest.approx(found, rel=0.4)
 
 
 def test_bootstrap_of_equal_images_has_no_spread():
