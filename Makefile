@@ -76,7 +76,7 @@ kept: env
 	@$(BIN)/python -m experiment keep --profile $(PROFILE) --seed $(SEED)
 
 test: env
-	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --nbval
+	$(THREADS) $(BIN)/python -m pytest -n $(CORES) --nbval
 
 zip: env
 	$(if $(filter-out micro0,$(PROFILE)$(SEED)),$(error make zip packs the committed book, of profile micro at seed 0))

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,10 +18,10 @@ def git(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def copy_project(folder: Path) -> Path:
-    """Clone the project as it is now, and give the clone this environment."""
+def copy_project(folder: Path, without: Iterable[str] = ()) -> Path:
+    """Clone the project as it is now, `without` some files, and give the clone this environment."""
     for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
-        if (ROOT / name).exists():
+        if (ROOT / name).exists() and name not in without:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     git(folder, "init", "--quiet")

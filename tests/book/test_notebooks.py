@@ -79,7 +79,8 @@ def test_an_output_altered_by_one_per_cent_is_caught(tmp_path):
     altered = f">0.{int(number[1]) + 1:02d}</a>"
     output.data["text/html"] = html.replace(number[0], altered, 1)
     nbformat.write(notebook, page)
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", str(page)]
+    command = [sys.executable, "-m", "pytest", "-n0", "--nbval", "-q", "-p", "no:cacheprovider",
+               str(page)]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "1 failed" in done.stdout, done.stdout[-3000:]

@@ -15,7 +15,7 @@ def test_derivative_of_the_wrong_sign_is_caught(tmp_path):
     text = source.read_text(encoding="utf-8")
     assert text.count("(p.deriv()(x) *") == 1, "the mutation no longer fits the source"
     source.write_text(text.replace("(p.deriv()(x) *", "(-p.deriv()(x) *"), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-qx", "--noconftest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-n0", "-qx", "--noconftest"]
     done = subprocess.run(
         [*command, "-k", "needs_six or slope", str(Path(__file__).with_name("test_solver.py"))],
         cwd=tmp_path,
