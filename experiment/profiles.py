@@ -122,8 +122,8 @@ class Profile:
     def _of(self, images: int, field: str, **most: int) -> Self:
         if not images:
             return self
-        if images < 0 or not self.real:
-            what = "it is a number of images a split, from 1, for the profile paper"
+        if images < 2 or not self.real:  # one image has no sampling error
+            what = "it is a number of images a split, from 2, for the profile paper"
             raise ValueError(f"{field} = {images}; {what}")
         few = {key: min(getattr(self.finetuning, key), n)
                for key, n in (most | {"batch_size": images}).items()}  # fmt: skip

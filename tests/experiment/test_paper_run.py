@@ -380,6 +380,7 @@ def test_options_that_do_not_fit_the_profile_are_refused():
     for options, message in (
         ({"profile": "micro", "limit": 4}, "limit = 4; .* for the profile paper"),
         ({"profile": "paper", "limit": -1}, "limit = -1"),
+        ({"profile": "paper", "sample": 1}, "sample = 1; .* images a split, from 2"),
         ({"profile": "micro", "finetuned": "hub"}, "fine-tunes its own weights"),
         ({"profile": "paper", "tasks": "CIFAR10,Cats"}, "no task 'Cats'; choose one of ImageNet"),
         ({"profile": "paper", "tasks": "CIFAR10"}, "CIFAR10 makes no pair; choose at least one"),
