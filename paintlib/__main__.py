@@ -5,6 +5,8 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 __all__ = ["main", "parser"]
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", required=True, metavar="FILE:FUNCTION", help="returns a paintlib.patch.Setup")
     add("--except", dest="except_", nargs="+", default=(), metavar="NAME",
         help="tensors that stay as the model has them; patterns as head.*")  # fmt: skip
+    add("--only", nargs="+", default=(), metavar="NAME", help="tensors that move, likewise")
     add("--entry", metavar="NAME", help="the state dict, in files that hold several")
     add("--base", help="the checkpoint that two LoRA adapters add to")
     add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
@@ -80,7 +83,8 @@ def _init(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.file} exists; move it away, or name another file")
     text = Path(__file__).with_name("_template.py").read_text(encoding="utf-8")
     options.file.write_text(text.replace("FILE", options.file.stem), encoding="utf-8")
-    command = f"paintlib patch ZERO_SHOT FINE_TUNED --tasks {options.file.stem}:tasks --dry-run"
+    module = options.file.with_suffix("")
+    command = f"paintlib patch ZERO_SHOT FINE_TUNED --tasks {module}:tasks --dry-run"
     print(f"{options.file} is written; fill it in, then: {command}")
 
 
@@ -89,23 +93,23 @@ def _patch(options: argparse.Namespace) -> None:
     from paintlib.interpolation import WeightPath
     from paintlib.store import Store
 
-    if options.out and not options.out.endswith(".safetensors"):
-        raise ValueError(f"--out {options.out} is no .safetensors file; name one")
     parents = options.zero_shot, options.fine_tuned
-    if options.out and Path(options.out).resolve() in [Path(name).resolve() for name in parents]:
-        raise ValueError(f"--out {options.out} is one of the checkpoints; name another file")
+    if options.out:
+        _refuse_to_overwrite(Path(options.out), [*parents, options.base or ""])
     card_file = Path(options.report or "", "README.md")
-    if options.report and card_file.exists() and "paintlib" not in card_file.read_text("utf-8"):
+    if options.report and card_file.exists() and card.TAGS not in card_file.read_text("utf-8"):
         raise ValueError(f"{card_file} is no model card of paintlib; give --report another folder")
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)
     path = WeightPath.load(*parents, base=options.base, entry=options.entry,
-                           except_=options.except_, after=setup.after)  # fmt: skip
-    path.to(next(setup.model.parameters()).device)
+                           only=options.only, except_=options.except_,
+                           after=setup.after)  # fmt: skip
+    path.to(next(chain(setup.model.parameters(), setup.model.buffers())).device)
     key = dict(zip(("start", "end"), path.digests, strict=True))
     store = Store(options.store, key | ({"after": "yes"} if setup.after else {}))
     probes = patch.check(setup, path, store, labels=options.dry_run)
+    patch.rehearse(setup, probes, options)
     if options.dry_run:
         return print(patch.forecast(setup, path, probes, store))
     answer = patch.choose(setup, path, probes, store, options)
@@ -116,6 +120,29 @@ def _patch(options: argparse.Namespace) -> None:
         path.save(options.out, answer["alpha"], metadata=card.metadata(answer), model=setup.model)
     if options.report:
         card.write_card(answer, options.report, parents)
+
+
+def _refuse_to_overwrite(out: Path, sources: Sequence[str]) -> None:
+    """Refuse an --out that is one of the checkpoints, or no file that the command may replace."""
+    from safetensors import SafetensorError, safe_open
+
+    from paintlib.checkpoints import locate
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} is no .safetensors file; name one")
+    if out.resolve() in [
+        locate(name).resolve() for name in sources if name and Path(name).exists()
+    ]:
+        raise ValueError(f"--out {out} is one of the checkpoints; name another file")
+    if not (out.exists() or out.parent.is_dir()):
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it")
+    try:
+        with safe_open(out, "pt") if out.exists() else nullcontext() as file:
+            mine = file is None or "paintlib.alpha" in (file.metadata() or {})
+    except SafetensorError:
+        mine = False
+    if not mine:
+        raise ValueError(f"--out {out} exists, and is no patch of paintlib; name another file")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ __all__ = ["metadata", "picture", "summary", "table", "write_card"]
 Answer = Mapping[str, Any]  # of `paintlib.patch.choose`
 PLACES = {"zero_shot": "zero-shot", "patched": "patched", "fine_tuned": "fine-tuned"}
 COLOURS = ("#000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+TAGS = "tags: [model-merging, model-patching, paintlib]"  # by which a card is known
 SURE = 1.96  # standard errors
 
 
@@ -130,7 +131,7 @@ def write_card(answer: Answer, folder: Path | str, parents: Sequence[str]) -> No
     start, end = (Path(name).name if Path(name).exists() else name for name in parents)
     rows = (f"| {key} | `{value}` |" for key, value in metadata(answer).items())
     card = "\n\n".join([
-        "---\nlibrary_name: pytorch\ntags: [model-merging, model-patching, paintlib]\n---",
+        f"---\nlibrary_name: pytorch\n{TAGS}\n---",
         f"# {end} patched into {start}",
         f"The weights are (1 - alpha) · `{start}` + alpha · `{end}`; alpha is chosen by the sum of "
         f"the normalised losses of {', '.join(answer['tasks'])}.",

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from paintlib.files import replacing
 
-__all__ = ["chooser", "locate", "merged", "read", "read_pair", "strip", "write"]
+__all__ = ["chooser", "locate", "merged", "read", "read_pair", "strip", "tensors", "write"]
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 Chooser = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+OTHERS = "optim|sched|scaler|_extra_state$"  # dicts of a checkpoint that hold no weights
 WRAPPERS = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, compile, Lightning
 KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt", "*.pth",
          "*.ckpt")  # fmt: skip
@@ -43,13 +44,16 @@ def read(source: Source, entry: str | None = None) -> dict[str, Tensor]:
     FileNotFoundError; ImportError if it is an id, and huggingface_hub is not installed.
     """
     if isinstance(source, nn.Module):
-        return dict(source.state_dict())
+        return tensors(source.state_dict())
     if isinstance(source, Mapping):
         return _state(source, entry, "the dict")
     path = locate(source)
     if not path.name.endswith(".index.json"):
         return _read_file(path, entry)
-    places = json.loads(path.read_text("utf-8"))["weight_map"]
+    try:
+        places = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no index of shards; fetch it again") from error
     shards = {name: _read_file(path.parent / name, None) for name in sorted({*places.values()})}
     if lost := [name for name, file in places.items() if name not in shards[file]]:
         said = f"{len(lost)} tensors of {path} are not in their shards, first: {lost[0]!r}"
@@ -134,6 +138,10 @@ def _why(path: Path, error: Exception) -> str:
 
 def _state(content: Any, entry: str | None, where: str) -> dict[str, Tensor]:
     states = _states(content) if isinstance(content, Mapping) else {}
+    # single numbers beside weights are metrics, of callbacks for instance
+    whole = {name: state for name, state in states.items()
+             if any(t.numel() > 1 and t.is_floating_point() for t in state.values())}  # fmt: skip
+    states = whole or states
     if not states:
         raise ValueError(f"{where} holds no state dict: no floating point tensor under a name")
     if [*states] == [""]:  # a plain state dict leaves nothing to choose
@@ -152,13 +160,19 @@ def _states(content: Mapping[Any, Any], name: str = "") -> dict[str, dict[str, T
     named = {key: value for key, value in content.items() if isinstance(key, str)}
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in named.items():
-        if isinstance(value, Mapping) and not re.search("optim|sched|scaler", key, re.IGNORECASE):
+        if isinstance(value, Mapping) and not re.search(OTHERS, key, re.IGNORECASE):
             found |= _states(value, f"{name}.{key}" if name else key)
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
-    if any(tensor.ndim or not found for tensor in floats):  # a number beside a dict is no weight
-        found[name] = tensors
-    return found
+    own = tensors(named)
+    own.pop("n_averaged", None)  # a count, of torch's AveragedModel
+    return found | ({name: own} if any(t.is_floating_point() for t in own.values()) else {})
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict without what modules keep beside them (extra states)."""
+    if packed := [name for name in state if "_packed_params" in name]:
+        said = f"{packed[0]!r} is a quantised layer"
+        raise ValueError(f"{said}; interpolate the weights that it was made from")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def strip(tensors: Mapping[str, Tensor], of: Iterable[str] = ()) -> tuple[str, dict[str, Tensor]]:
@@ -223,18 +237,23 @@ def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     What the adapter holds as a whole (`modules_to_save`, biases) replaces that of the base.
     """
     config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
-    kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+    variants = {"use_dora": "DoRA", "alora_invocation_tokens": "aLoRA"}
+    kind = next((v for k, v in variants.items() if config.get(k)), config.get("peft_type"))
     start = config.get("init_lora_weights", True)
     if kind != "LORA" or start not in (True, False, None, "gaussian", "eva", "orthogonal"):
         what = f"type {kind}" if kind != "LORA" else f"LoRA begun by {start!r}, with a base its own"
         raise ValueError(f"{file} is an adapter of {what}; merge it with PEFT")
     found = dict(base)
-    parts = {name.removeprefix("base_model.model."): t for name, t in read(file).items()}
+    parts = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): t
+             for name, t in read(file).items()}  # fmt: skip
     for name, part in parts.items():
         module, _, kind = name.rpartition(".lora_")
         if module and kind in FACTORS.values():
             continue
-        if module and (kind not in FACTORS or f"{module}.lora_{FACTORS[kind]}" not in parts):
+        factor = parts.get(f"{module}.lora_{FACTORS.get(kind)}", part)
+        grouped = kind == "B.weight" and part[0].numel() != len(factor)  # a convolution
+        plain = not module or (kind in FACTORS and factor is not part and not grouped)
+        if not plain or "trainable_tokens" in name:
             raise ValueError(f"{name!r} of {file} is not of a plain LoRA; merge it with PEFT")
         target = f"{module}.{'bias' if kind == 'B.bias' else 'weight'}" if module else name
         homes = [n for n in found if n == target] or [
@@ -246,18 +265,31 @@ def merged(base: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
         weight = old = found[homes[0]]
         if module:
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            factor, part = parts[f"{module}.lora_{FACTORS[kind]}"].to(dtype), part.to(dtype)
+            factor, part = factor.to(dtype), part.to(dtype)
             if kind != "B.bias":
                 part = part.flatten(1) @ factor.flatten(1)
-            if kind == "embedding_B" or (config.get("fan_in_fan_out") and kind == "B.weight"):
-                part = part.T
-            part = part * _scale(config, module, len(factor))
             old = weight.flatten(1) if weight.ndim > 2 else weight  # of a convolution
+            if kind == "B.weight" and weight.ndim == 2 and part.shape[0] == part.shape[1]:
+                turned = config.get("fan_in_fan_out")  # of the layer that PEFT came to last
+                if not turned and _has_conv1d(base):
+                    said = f"{name!r} of {file} is square, and may be of a Linear or a Conv1D"
+                    raise ValueError(f"{said}; merge it with PEFT")
+            else:
+                turned = kind == "embedding_B" or part.shape != old.shape
+            part = part.T if turned and kind != "B.bias" else part
+            part = part * _scale(config, module, len(factor))
         if part.shape != old.shape:
             shapes = f"{tuple(part.shape)} of {file} does not fit {tuple(old.shape)} of the base"
             raise ValueError(f"{name!r}: {shapes}; leave it out by except_, or merge it with PEFT")
         found[homes[0]] = (old + part).view(weight.shape) if module else part
     return found
+
+
+def _has_conv1d(base: Mapping[str, Tensor]) -> bool:
+    """Return whether a layer keeps its weight as (in, out), as Conv1D of transformers does."""
+    pairs = ((base.get(f"{n.removesuffix('weight')}bias"), t) for n, t in base.items())
+    shapes = ((bias.numel(), *t.shape) for bias, t in pairs if bias is not None and t.ndim == 2)
+    return any(first != last == count for count, first, last in shapes)
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -102,7 +102,8 @@ class WeightPath:
                 checked = end.numel() and kind.is_floating_point  # of integers all are
                 if checked and not torch.stack(end.aminmax()).isfinite().all():
                     said = f"the {title} weights are not finite, first in {name!r}; make them again"
-                    raise ValueError(f"{said}: the file is damaged or the training diverged")
+                    cause = "the file is damaged or the training diverged"
+                    raise ValueError(f"{said}, {cause}; or leave out what is no weight by except_")
             self._ends[name] = ends[0], ends[1]
         self.to(self._ends[name][0].device)
 
@@ -203,7 +204,8 @@ class WeightPath:
             raise ValueError("the path has a step after each write; give save its model=")
         ends, ties, names = self._ends, self._ties, self._names
         if model is not None:
-            state = self._named(theirs := self.set_(model, alpha).state_dict())
+            theirs = checkpoints.tensors(self.set_(model, alpha).state_dict())
+            state = self._named(theirs)
             pairs = [*zip(theirs, state, strict=True)]
             own = next(old.removesuffix(new) for old, new in pairs if new in self._ends)
             # what start lacks is named as the model does, but for the wrappers that differ
@@ -257,7 +259,7 @@ class WeightPath:
 
     def _targets(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the tensors of `model` that the path writes, once they are known to fit."""
-        tensors = self._named(model.state_dict(keep_vars=True))
+        tensors = self._named(checkpoints.tensors(model.state_dict(keep_vars=True)))
         targets = {n: tensor for n, tensor in tensors.items() if self._ties.get(n, n) in self._ends}
         theirs = {self._ties.get(name, name): tensor for name, tensor in targets.items()}
         homes: dict[object, str] = {}  # of memory
@@ -333,7 +335,10 @@ def _check_same_tensors(first: Mapping[str, Tensor], last: Mapping[str, Tensor])
     def kind(tensor: Tensor) -> str:
         return f"{tuple(tensor.shape)} of {'floats' if tensor.is_floating_point() else 'integers'}"
 
-    remedy = "interpolation needs two checkpoints of one architecture"
+    remedy = (
+        "interpolation needs two checkpoints of one architecture, and a model of it; leave out "
+        "what others lack by except_, or name what all have by only"
+    )
     if odd := sorted(first.keys() ^ last.keys()):
         raise ValueError(f"{len(odd)} tensors are on one side only, first: {odd[0]!r}; {remedy}")
     if odd := [name for name in first if kind(first[name]) != kind(last[name])]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special
 
 from paintlib.fits import Fit, _interpolate, fit_quintic
 from paintlib.objective import Alpha, PairObjective
 from paintlib.solver import Bracket, Evaluation, Known, Solution, Status, XTol, log_quintic
 
-__all__ = ["Ceiling", "highest_rise", "under"]
+__all__ = ["Ceiling", "errors", "highest_rise", "under"]
 
 NEAR = 5e-3  # of the bracket's width: how far from its ceiling an answer may end
 TRIES = 6  # how many evaluations the ceilings may add to those of the free search
@@ -43,17 +44,47 @@ def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
         raise ValueError(f"no task is called {task!r}; choose from {', '.join(objective.names)}")
     if not 0 < probability < 1:
         raise ValueError(f"probability is {probability}; give one between 0 and 1, say 0.95")
-    which = objective.names.index(task)
-    start, here = (objective.images(a)[which].losses for a in (objective.origin, alpha))
-    if not start.mean() > 0:
-        raise ValueError(f"task {task!r} has a zero-shot loss of {start.mean():.3g}; the rise of a "
-                         "ceiling is a share of a positive loss")  # fmt: skip
+    start, here = _both(objective, task, alpha)
     if len(here) < 2 and probability != 0.5:
         raise ValueError(f"task {task!r} has one image, which tells no sampling error: give more, "
                          "or the probability 0.5")  # fmt: skip
     ratio = float(here.mean() / start.mean())
     spread = float(np.std(here - ratio * start)) / math.sqrt(len(here)) / float(start.mean())
     return ratio - 1 + float(special.ndtri(probability)) * spread
+
+
+def _both(objective: PairObjective, task: str, alpha: Alpha) -> list[NDArray[np.float64]]:
+    which = objective.names.index(task)
+    both = [objective.images(a)[which].losses for a in (objective.origin, alpha)]
+    if not both[0].mean() > 0:
+        raise ValueError(f"task {task!r} has a zero-shot loss of {both[0].mean():.3g}; the rise of "
+                         "a ceiling is a share of a positive loss")  # fmt: skip
+    return both
+
+
+def errors(objective: PairObjective, ceilings: Sequence[Ceiling],
+           found: Solution) -> tuple[float, float]:  # fmt: skip
+    """Return the sampling error of an alpha that a ceiling sets, and how far it is from there.
+
+    Both are of the ceiling that is nearest, over the slope of the highest rise there; the error of
+    that rise is the jackknife's. NaN at an end of the samples.
+    """
+    if found.alpha in (min(found.trace).alpha, max(found.trace).alpha):
+        return math.nan, 0.0
+    near = sorted(sorted(found.trace, key=lambda s: abs(s.alpha - found.alpha))[:4])
+    alphas, gaps = [sample.alpha for sample in near], []
+    for task, rise, probability in ceilings:
+        heights = [highest_rise(objective, task, alpha, probability) for alpha in alphas]
+        slope = abs(float(_interpolate(alphas, heights).deriv()(found.alpha))) or math.nan
+        above = abs(highest_rise(objective, task, found.alpha, probability) - rise)
+        a, b = _both(objective, task, found.alpha)
+        # `highest_rise` without each image, by the sums of a, b and their products
+        a, b, aa, ab, bb = (x.sum() - x for x in (a, b, a * a, a * b, b * b))
+        spread = np.sqrt(np.maximum(bb - 2 * (b / a) * ab + (b / a) ** 2 * aa, 0.0)) / a
+        rises = b / a + special.ndtri(probability) * spread
+        gaps.append((above / slope, float(rises.std()) * math.sqrt(len(rises) - 1) / slope))
+    distance, error = min(gaps)
+    return error, distance
 
 
 def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracket = (0.0, 1.0), *,

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paintlib.interpolation import WeightPath
 from paintlib.objective import SAME_IMAGES, ImageScores, Score
@@ -20,6 +21,7 @@ __all__ = ["TaskLoss"]
 
 IGNORED = -100  # the label of what has none, as everywhere in torch
 SHOWN = 256  # numbers of an example that go into a digest, evenly spread
+TWICE = 32  # images that are scored twice, or those of a batch: batches may be of one image
 NO_LABEL = f"no image to score: all labels of `batches` are {IGNORED}"
 PER_EXAMPLE = "return one value per example, (n,): the mean over its labels, none over the batch"
 
@@ -72,26 +74,23 @@ class TaskLoss:
         """
         return self.evaluate().score
 
-    def evaluate(self) -> ImageScores:
-        """Return what each image costs, in the order of the batches; errors as `score`."""
-        if not len((images := self._evaluate()).losses):
+    def evaluate(self, least: float = math.inf) -> ImageScores:
+        """Return what each image costs, in the order of the batches; errors as `score`.
+
+        After the batch that ends the first `least` images it stops.
+        """
+        if not len((images := self._evaluate(least)).losses):
             raise ValueError(NO_LABEL)
         return images
 
-    def _evaluate(self) -> ImageScores:
+    def _evaluate(self, least: float = math.inf) -> ImageScores:
         parts, kinds = [], {torch.float64}
-
-        def see(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                kinds.add(output.dtype)  # a head in float32 may hide what came before it
-
-        with torch.inference_mode(), contextlib.ExitStack() as hooks:
-            for module in self.model.modules():
-                hooks.enter_context(module.register_forward_hook(see))
-            for part in self._forward():
-                hooks.close()  # one batch tells
+        with torch.inference_mode():
+            for part in self._forward(kinds):
                 kinds.add(part.dtype)
                 parts.append(part)
+                if sum(len(part.losses) for part in parts) >= least:
+                    break
             kept = torch.cat([part.kept for part in parts])
             columns = (part.losses for part in parts), (part.hits for part in parts)
             losses, hits = (torch.cat(list(c))[kept].cpu().numpy() for c in columns)
@@ -99,19 +98,18 @@ class TaskLoss:
         return ImageScores(losses, hits, _digest([part.leaves for part in parts]), eps)
 
     def repeat(self, scores: ImageScores) -> None:
-        """Score the first batch once more, and refuse it if it does not cost what `scores` says.
+        """Score the first 32 images, or the first batch, once more: they cost what `scores` says.
 
         The two may differ by rounding, which the kernels of a GPU need not repeat. What differs
         by more is shuffled, augmented or dropped anew, and raises ValueError.
         """
-        first = dataclasses.replace(self, batches=itertools.islice(self.batches, 1))
-        again = first._evaluate().losses
+        again = self._evaluate(TWICE).losses
         with np.errstate(invalid="ignore"):  # a loss that is not finite is told with its alpha
             apart = np.abs(again - scores.losses[: len(again)])
         if np.linalg.norm(apart) > math.sqrt(scores.eps) * np.linalg.norm(again):
             worst = int(apart.argmax())
             seen = f"image {worst} costs {scores.losses[worst]:.6g}, then {again[worst]:.6g}"
-            raise ValueError(f"one batch, scored twice at the same weights, differs: {seen}; "
+            raise ValueError(f"what is scored twice at the same weights differs: {seen}; "
                              f"{SAME_IMAGES}")  # fmt: skip
 
     def confirm(self, kept: ImageScores, where: object) -> None:
@@ -162,7 +160,8 @@ class TaskLoss:
             raise ValueError(NO_LABEL)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
-    def _forward(self) -> Iterator[_Part]:
+    def _forward(self, kinds: set[torch.dtype] | None = None) -> Iterator[_Part]:
+        """Score batch after batch; `kinds` gets the types of what the first is computed in."""
         if training := [name for name, module in self.model.named_modules() if module.training]:
             which = f"{len(training)} modules, first: {training[0] or 'the model itself'}"
             remedy = "call model.eval() before scoring it"
@@ -170,7 +169,12 @@ class TaskLoss:
         torch.clear_autocast_cache()  # it may hold the weights of another alpha
         score, labelled = self._own if self.loss else self._cross_entropy, []
         for number, batch in enumerate(self.batches):
-            part = score(number, batch)
+            with contextlib.ExitStack() as first:
+                if kinds is not None and not number:
+                    first.enter_context(_Seen(kinds))
+                    if "torch._dynamo" in sys.modules:  # what is compiled hides its types
+                        first.enter_context(torch.compiler.set_stance("force_eager"))
+                part = score(number, batch)
             labelled.append((part.leaves.get("labels", part.hits), part.classes))
             # what has been computed has no more digits, and float32 takes half the room in a store
             losses = part.losses.to(torch.promote_types(part.dtype, torch.float32))
@@ -212,13 +216,15 @@ class TaskLoss:
     def _own(self, number: int, batch: Any) -> _Part:
         parts = dict(leaves(batch))
         sizes = {len(leaf) for leaf in parts.values() if leaf.ndim}
+        numbers = {1, *(leaf.numel() for leaf in parts.values())}
         columns: list[Tensor] = []
         for name, call in (("loss", self.loss), ("correct", self.correct)):
             values = call(self.model, batch) if call else columns[0].double() * math.nan
             fits = isinstance(values, Tensor) and values.ndim == 1
-            # tensors that agree on a length tell the number of examples; one value is a mean
+            # tensors that agree on a length tell the number of examples; one value is a mean, as
+            # many as a tensor has numbers are flattened
             odd = fits and sizes and len(values) not in sizes
-            if not fits or (odd and 1 in (len(sizes), len(values))):
+            if not fits or (odd and (len(sizes) == 1 or len(values) in numbers)):
                 of = f" of {min(sizes)} examples" if len(sizes) == 1 else ""
                 said = f"{name} gives {_said(values)} for batch {number}{of}"
                 raise ValueError(f"{said}; {PER_EXAMPLE}")
@@ -232,6 +238,20 @@ class TaskLoss:
             flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
             shown[name] = flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
         return _Part(losses, hits, torch.ones_like(losses, dtype=torch.bool), shown, losses.dtype)
+
+
+class _Seen(TorchFunctionMode):
+    """Note the types that torch computes in: a head in float32 may hide what came before it."""
+
+    def __init__(self, kinds: set[torch.dtype]) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def __torch_function__(self, call: Any, types: Any, inputs: Any = (), named: Any = None) -> Any:
+        output = call(*inputs, **(named or {}))
+        if isinstance(output, Tensor) and output.is_floating_point():
+            self.kinds.add(output.dtype)
+        return output
 
 
 def _said(value: Any) -> str:

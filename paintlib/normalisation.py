@@ -37,6 +37,9 @@ def normaliser(kind: str, losses: Sequence[float], classes: int) -> Normaliser:
     """
     if kind not in NORMALISATIONS:
         raise ValueError(f"unknown normalisation {kind!r}; choose from {', '.join(NORMALISATIONS)}")
+    if kind == "log_classes" and classes == 1:
+        raise ValueError("'log_classes' needs the number of classes, which one's own loss does not "
+                         "tell; choose another")  # fmt: skip
     if classes < 1:
         raise ValueError(f"classes = {classes}; a task has one or more")
     low, high = min(losses), max(losses)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -20,11 +21,11 @@ from paintlib import __version__, limits, sampling, solver
 from paintlib.card import PLACES, SURE
 from paintlib.fits import fit_parts
 from paintlib.interpolation import WeightPath
-from paintlib.losses import TaskLoss, leaves, outside
+from paintlib.losses import TWICE, TaskLoss, leaves, outside
 from paintlib.objective import ImageScores, PairObjective
 from paintlib.store import Store
 
-__all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast"]
+__all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast", "rehearse"]
 
 HELD_OUT = " (held out)"  # behind a task's name in the store
 KEPT, DROWNS = 0.9, 20.0  # of a patch that rounding leaves; times the range of another task's loss
@@ -64,12 +65,12 @@ class Setup:
 
 
 class Probe(NamedTuple):
-    """The first batch of a task at alpha = 0, and the size of the task."""
+    """The first images of a task at alpha = 0, and the size of the task."""
 
     first: ImageScores
     images: int | None  # where the batches tell it without being read
     classes: int  # 1, which `log_classes` refuses, of a loss of one's own
-    seconds: float  # of the batch
+    seconds: float  # of the first images
 
 
 Probes = Mapping[str, Probe]
@@ -78,7 +79,8 @@ Probes = Mapping[str, Probe]
 def find_setup(name: str) -> Setup:
     """Call `module:function`, the current folder first on the path of imports."""
     module, _, function = name.partition(":")
-    remedy = "give --tasks FILE:FUNCTION, without .py; `paintlib init` writes an example"
+    module = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+    remedy = "give --tasks FILE:FUNCTION; `paintlib init` writes an example"
     sys.path.insert(0, "")
     try:
         make = getattr(importlib.import_module(module), function, None)
@@ -93,7 +95,7 @@ def find_setup(name: str) -> Setup:
 
 
 def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False) -> Probes:
-    """Score the first batch of each task at alpha = 0, and refuse what does not fit.
+    """Score the first images of each task at alpha = 0, and refuse what does not fit.
 
     That is the model and the path, a task, held-out images that alpha is chosen on, or a store that
     has other losses there, for which all of a stored task is scored once more. With `labels`, all
@@ -102,10 +104,13 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
     path.set_(setup.model, 0.0)
     probes: dict[str, Probe] = {}
     for name, task in setup.rows.items():
+        if isinstance(task.batches, Iterator):
+            raise ValueError(f"the batches of task {name!r} are a generator, which is read once; "
+                             "give a list or a DataLoader")  # fmt: skip
         if (batch := next(iter(task.batches), None)) is None:
             raise ValueError(f"task {name!r} has no batch; give a list or a DataLoader with images")
         begin = time.perf_counter()
-        first = dataclasses.replace(task, batches=[batch]).evaluate()
+        first = task.evaluate(TWICE)
         seconds = time.perf_counter() - begin
         if setup.after and not probes:  # once is enough to see whether it shuffles
             path.set_(setup.model, 0.0)
@@ -135,7 +140,9 @@ def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> st
         seconds *= (images or len(first.losses)) / len(first.losses)
         total += 0 if name.endswith(HELD_OUT) else seconds
         size = f"{images or 'an unknown number of'} images, {classes} classes"
-        about.append(f"{name}: {size}, loss {first.score.loss:.3g} in the first batch")
+        about.append(
+            f"{name}: {size}, loss {first.score.loss:.3g} in the first {len(first.losses)}"
+        )
     tensors = setup.model.state_dict().values()
     taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
     return "\n".join([
@@ -153,7 +160,6 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
     `options` are those of the command. Progress goes to stderr. What does not exist is None, a
     difference is `[difference, standard error]`, on the same images.
     """
-    ceilings = [limits.Ceiling(task, rise) for task, rise in options.ceiling]
     number = itertools.count(1)
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
@@ -178,14 +184,12 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
 
     objective = replay(list(setup.tasks), options.normalisation, options.weights)
-    budget: dict[str, Any] = {"max_evals": options.max_evals}
-    kinds = {"log_quintic": budget | {"xtol": sampling.tolerance(objective)}, "brent": budget}
-    own = kinds.get(options.solver, {"step": options.step})
-    if ceilings:  # their search is a log-quintic
-        found = limits.under(objective, ceilings, options.bracket, **own)
+    found, ceilings = _search(objective, options)
+    if found.status is solver.Status.AT_CEILING:
+        (stderr, numerical), bound = limits.errors(objective, ceilings, found), None
     else:
-        found = getattr(solver, options.solver)(objective, options.bracket, **own)
-    error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
+        error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
+        stderr, numerical = error.alpha if error else math.nan, _numerical_error(found)
     measured, beside = _measured(objective, found.alpha), {}
     by_name = dict(zip(setup.tasks, objective.weights, strict=True))
     for task, scale in zip(measured["tasks"].values(), objective.normalisers, strict=True):
@@ -195,10 +199,12 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         whole = len(held_out) == len(by_name)  # else there is no sum
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
-    norms = any("BatchNorm" in type(module).__name__ for module in setup.model.modules())
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = any(isinstance(module, kind) or "BatchNorm" in type(module).__name__
+                for module in setup.model.modules())  # fmt: skip
     told = {
-        "alpha": found.alpha, "stderr": error and error.alpha, "status": found.status.name,
-        "numerical_error": _numerical_error(found), "advice": found.status.value,
+        "alpha": found.alpha, "stderr": stderr, "status": found.status.name,
+        "numerical_error": numerical, "advice": found.status.value,
         "solver": options.solver, "normalisation": objective.normalisation, "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
         "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
@@ -211,7 +217,39 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
     told["warnings"] = list(_warnings(path, objective, found, told))
+    if setup.after:
+        what = "the ends are measured as after= leaves them, not as the checkpoints have them"
+        told["warnings"].append(f"{what}: ceilings and gains refer to these ends")
     return dict(json.loads(json.dumps(told), parse_constant=lambda _: None))
+
+
+def _search(objective: PairObjective, options: argparse.Namespace
+            ) -> tuple[solver.Solution, list[limits.Ceiling]]:  # fmt: skip
+    ceilings = [limits.Ceiling(task, rise) for task, rise in options.ceiling]
+    if twice := {c.task for c in ceilings if sum(c.task == other.task for other in ceilings) > 1}:
+        raise ValueError(f"task {min(twice)!r} has two ceilings; give the lower one")
+    budget: dict[str, Any] = {"max_evals": options.max_evals}
+    kinds = {"log_quintic": budget | {"xtol": sampling.tolerance(objective)}, "brent": budget}
+    own = kinds.get(options.solver, {"step": options.step})
+    if ceilings:  # their search is a log-quintic
+        return limits.under(objective, ceilings, options.bracket, **own), ceilings
+    return getattr(solver, options.solver)(objective, options.bracket, **own), []
+
+
+def rehearse(setup: Setup, probes: Probes, options: argparse.Namespace) -> None:
+    """Search on made-up losses, so that options that cannot run are refused before any is paid."""
+    low, high = options.bracket
+
+    def made_up(alpha: float, names: Sequence[str]) -> list[ImageScores]:
+        losses = 1 + ((alpha - low) / (high - low or 1) - np.array([0.4, 0.6])) ** 2
+        return [ImageScores(losses, losses > 0) for _ in names]
+
+    names = list(setup.tasks)
+    objective = PairObjective.replay(
+        None, names, [probes[name].classes for name in names], options.normalisation,
+        evaluate=made_up, weights=options.weights,
+    )  # fmt: skip
+    _search(objective, options)
 
 
 def _size(batch: Any) -> int:
@@ -221,8 +259,8 @@ def _size(batch: Any) -> int:
 def _count(batches: Any) -> int | None:
     if isinstance(batches, list | tuple):
         return sum(map(_size, batches))
-    dataset = getattr(batches, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) else None
+    sampler = getattr(batches, "sampler", None)  # which may take some of the images
+    return len(sampler) if isinstance(sampler, Sized) else None
 
 
 def _numerical_error(found: solver.Solution) -> float:

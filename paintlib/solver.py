@@ -53,8 +53,14 @@ class Status(enum.Enum):
     CONVERGED = (
         "the minimum is inside the bracket, and known to the tolerance as far as the samples tell"
     )
-    AT_START = "the minimum is the start of the bracket: patching does not help at these weights"
-    AT_END = "the minimum is the end of the bracket: the fine-tuned weights can be used as they are"
+    AT_START = (
+        "the minimum is the start of the bracket: patching does not help at these weights if that "
+        "is 0, else a wider bracket may lower the sum"
+    )
+    AT_END = (
+        "the minimum is the end of the bracket: the fine-tuned weights can be used as they are if "
+        "that is 1, else a wider bracket may lower the sum"
+    )
     FLAT = "all values seen are equal: any alpha does, the objective does not depend on it"
     NOT_QUASICONVEX = "two separate minima were seen; the better is returned, try grid(step=0.01)"
     UNVERIFIED = "the minimum of a fit, not evaluated: the value is the fit's; verify=True tests it"
@@ -169,6 +175,7 @@ def log_quintic(objective: Objective, bracket: Bracket = (0.0, 1.0), *, xtol: fl
         if still and record.foreseen(near):
             return record.solution(Status.NOISE if blunt else Status.CONVERGED)
         drowned = max(record(end).value for end in (a, b)) - best.value <= 4 * noise
+        drowned = drowned and (quiet or a < best.alpha < b)  # an end has but one neighbour
         if (quiet and (record.foreseen(near, noise) or not record.budget)) or (noise and drowned):
             return record.solution(Status.NOISE)
         if not record.budget:

@@ -259,17 +259,16 @@ def test_shuffling_augmentation_and_dropout_are_refused_at_the_first_alpha():
     assert pair_of(DataLoader(still, 7)).score(0.5)[0].images == 30
 
 
-def test_order_that_changes_after_the_first_batch_is_refused_at_the_next_alpha():
+def test_order_that_changes_after_the_first_images_is_refused_at_the_next_alpha():
     class Later:
-        """Puts other batches than the first in another order each time."""
+        """Puts all but the first 90 images in another order each time."""
 
         def __init__(self):
             self.turns = itertools.count()
 
         def __iter__(self):
-            first, *others = batches(4)
-            turn = next(self.turns)
-            return iter([first, *others[turn:], *others[:turn]])
+            first, others, turn = 3 * batches(4), batches(4), next(self.turns)
+            return iter([*first, *others[turn:], *others[:turn]])
 
     objective = pair_of(Later())
     with pytest.raises(ValueError, match=r"'0' has other images at alpha = 0.5 .*shuffling"):
@@ -523,3 +522,47 @@ def test_labels_of_a_byte_count_to_255():
     labels = torch.tensor([5, 240, 255], dtype=torch.uint8)
     assert outside(labels, 256).tolist() == [False] * 3
     assert outside(labels, 250).tolist() == [False, False, True]
+
+
+class Half(nn.Module):
+    """A network whose insides are in half precision, as no module's output tells."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside, self.last = inside, nn.Linear(4, 4)
+
+    def forward(self, x):
+        first = self.inside[0]
+        x = F.linear(x.bfloat16(), first.weight.bfloat16(), first.bias.bfloat16())
+        return self.inside[1:](x.float())
+
+
+def test_precision_is_that_of_the_coarsest_step_also_of_functions_and_compiled_models():
+    half, coarse = torch.finfo(torch.bfloat16).eps, Half(network(3)).eval()
+    assert TaskLoss(coarse, batches(4)).evaluate().eps == half
+    assert TaskLoss(network(3), batches(4)).evaluate().eps == torch.finfo(torch.float32).eps
+    compiled = torch.compile(coarse, backend="eager")
+    for _ in range(2):  # the second time its modules are called by no hook
+        assert TaskLoss(compiled, batches(4)).evaluate().eps == half
+
+
+def test_augmentation_is_seen_in_batches_of_one_image():
+    class Rare(Moving):
+        def __getitem__(self, index):
+            return (-1) ** random.randrange(2) * self.images[index], self.labels[index]
+
+    for seed in range(10):
+        random.seed(seed)
+        with pytest.raises(ValueError, match="scored twice .* differs"):
+            pair_of(DataLoader(Rare(), 1))
+
+
+def test_flattened_labels_are_no_examples_beside_tensors_of_any_length():
+    def flattened(model, batch):
+        logits = model(batch["tokens"])
+        return F.cross_entropy(logits, batch["labels"], reduction="none").flatten()
+
+    data = [batch | {"places": torch.arange(5)[None]} for batch in dicts(4)]
+    with pytest.raises(ValueError, match=r"loss gives .*shape \(35,\) for batch 0; return one"):
+        tagged(lambda model: TaskLoss(model, data, loss=flattened))
+    assert tagged(lambda model: TaskLoss(model, data, loss=own)).score(0.0)[0].images == 30

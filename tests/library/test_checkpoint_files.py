@@ -634,3 +634,70 @@ def test_save_with_a_step_after_each_write_takes_the_model(tmp_path):
     path.save(tmp_path / "w.safetensors", 0.5, model=model)
     same(checkpoints.read(tmp_path / "w.safetensors"), model.state_dict())
     assert checkpoints.read(tmp_path / "w.safetensors")["1.num_batches_tracked"] == 3
+
+
+def test_numbers_of_callbacks_beside_the_weights_are_none(tmp_path):
+    """A file of Lightning keeps the scores of ModelCheckpoint and EarlyStopping as tensors."""
+    callbacks = {
+        "ModelCheckpoint{'monitor': 'loss'}": {
+            "best_model_score": torch.tensor(0.1), "best_k_models": {"a.ckpt": torch.tensor(0.1)},
+        },
+        "EarlyStopping": {"best_score": torch.tensor(0.1), "wait_count": 0},
+    }  # fmt: skip
+    file = {"state_dict": state(1), "callbacks": callbacks, "best_acc1": torch.rand(1)}
+    torch.save(file, tmp_path / "last.ckpt")
+    same(checkpoints.read(tmp_path / "last.ckpt"), state(1))
+    path = WeightPath.load(tmp_path / "last.ckpt", network(2))
+    assert path.length == WeightPath(network(1), network(2)).length
+
+
+def test_averaged_model_of_torch_loads_without_its_count(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(network(1))
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    path = WeightPath.load(tmp_path / "averaged.pt", network(2))
+    same(path.set_(network(3), 0.0).state_dict(), state(1))
+
+
+class Beside(nn.Linear):
+    """A layer that keeps more than tensors."""
+
+    def get_extra_state(self):
+        return {"amax": torch.rand(3)}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_states_are_no_weights(tmp_path):
+    ends = [nn.Sequential(Beside(6, 4), nn.Linear(4, 2)).eval() for _ in range(2)]
+    for name, end in zip("ab", ends, strict=True):
+        torch.save(end.state_dict(), tmp_path / f"{name}.pt")
+    path = WeightPath.load(tmp_path / "a.pt", tmp_path / "b.pt")
+    model = nn.Sequential(Beside(6, 4), nn.Linear(4, 2)).eval()
+    assert torch.equal(path.set_(model, 1.0)[0].weight, ends[1][0].weight)
+    path.save(tmp_path / "p.safetensors", 1.0, model=model)
+    same(safetensors.torch.load_file(tmp_path / "p.safetensors"), checkpoints.read(ends[1]))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.ao, which goes elsewhere
+def test_layers_that_are_quantised_as_a_whole_are_refused():
+    packed = {"0.scale": torch.tensor(1.0), "0._packed_params._packed_params": (1, 2)}
+    for call in (lambda: checkpoints.read(packed), lambda: WeightPath(packed, packed)):
+        with pytest.raises(ValueError, match=r"_packed_params' is a quantised layer; interpolate"):
+            call()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_an_index_that_is_none_is_refused(text, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is no index of shards; fetch it again"):
+        checkpoints.read(tmp_path)
+
+
+def test_what_differs_is_refused_with_the_ways_to_leave_it_out():
+    with pytest.raises(ValueError, match="leave out what others lack by except_, or name what"):
+        WeightPath(network(1), nn.Linear(6, 4))
+    masked = [state(seed) | {"mask": torch.tensor([0.0, -torch.inf])} for seed in (1, 2)]
+    with pytest.raises(ValueError, match=r"first in 'mask'; .* leave out what is no weight by exc"):
+        WeightPath(*masked)
+    WeightPath(*masked, except_="mask")

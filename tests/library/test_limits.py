@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 
 from paintlib import PairObjective, limits, solver
 from paintlib.limits import Ceiling
@@ -204,3 +204,33 @@ def test_rise_of_a_loss_that_is_not_positive_is_refused(shift):
     objective = PairObjective.replay(None, ["keep", "fix"], [4, 4], "none", evaluate=evaluate)
     with pytest.raises(ValueError, match="task 'keep' has a zero-shot loss of"):
         limits.under(objective, [Ceiling("keep", 0.01)])
+
+
+def test_error_of_an_alpha_at_its_ceiling_is_the_spread_over_redrawn_images():
+    for ceiling in (Ceiling("keep", 0.05), Ceiling("keep", 0.3), Ceiling("keep", 0.3, 0.5)):
+        alphas, errors = [], []
+        for seed in range(80):
+            objective = Tasks(seed).objective(weights=(1, 8))
+            found = limits.under(objective, [ceiling])
+            assert found.status is Status.AT_CEILING
+            error, distance = limits.errors(objective, [ceiling], found)
+            assert distance <= limits.NEAR
+            alphas.append(found.alpha), errors.append(error)
+        assert np.std(alphas) == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.25)
+
+
+def test_error_of_the_ceiling_is_that_of_the_jackknife():
+    """And not at an end, where a ceiling of 0 leaves alpha."""
+    objective, ceiling = Tasks(3, images=40).objective(weights=(1, 8)), Ceiling("keep", 0.2)
+    found = limits.under(objective, [ceiling])
+    start, here = (objective.images(a)[0].losses for a in (0.0, found.alpha))
+    pairs = [(np.delete(start, i), np.delete(here, i)) for i in range(40)]
+    ratios = [(b.mean() / a.mean(), a, b) for a, b in pairs]
+    rises = [r + special.ndtri(0.95) * np.std(b - r * a) / 39**0.5 / a.mean() for r, a, b in ratios]
+    error, _ = limits.errors(objective, [ceiling], found)
+    slope = np.std(rises) * 39**0.5 / error
+    rise = [limits.highest_rise(objective, "keep", found.alpha + h) for h in (-0.01, 0.01)]
+    assert slope == pytest.approx((rise[1] - rise[0]) / 0.02, rel=0.1)
+    none = Ceiling("keep", 0.0)
+    at_start = limits.under(objective, [none])
+    assert at_start.alpha > 0 or math.isnan(limits.errors(objective, [none], at_start)[0])

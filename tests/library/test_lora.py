@@ -205,3 +205,62 @@ def test_two_adapters_are_interpolated_as_peft_adds_them(tmp_path):
     with torch.no_grad():
         model = path.set_(Transformer(0), 0.3)
         torch.testing.assert_close(model(tokens), peft_model(tokens), rtol=1e-4, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """A square layer that keeps its weight as (in, out) beside one that does not, as GPT-2 has."""
+
+    def __init__(self):
+        super().__init__()
+        conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+        torch.manual_seed(0)
+        self.c_attn, self.c_proj = conv1d(3 * WIDTH, WIDTH), conv1d(WIDTH, WIDTH)
+        self.score = nn.Linear(WIDTH, 5)
+        self.grouped = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=2)
+        self.eval()
+
+    def forward(self, x):
+        x = self.grouped(self.c_proj(self.c_attn(x)[..., :WIDTH]).mT).mT
+        return self.score(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("layers", "options", "said"),
+    [
+        (["c_attn", "score"], {}, None),  # the shapes tell
+        (["c_attn", "score"], {"bias": "all"}, None),
+        (["c_proj", "score"], {}, "c_proj.* is square, and may be of a Linear or a Conv1D; merge"),
+        (["grouped"], {}, "is not of a plain LoRA; merge it with PEFT"),
+    ],
+)
+def test_layers_of_several_kinds_are_merged_as_peft_does_or_refused(tmp_path, layers, options,
+                                                                    said):  # fmt: skip
+    peft = pytest.importorskip("peft")
+    x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(1))
+    model = peft.get_peft_model(Mixed(), peft.LoraConfig(target_modules=layers, **options)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or (options and name.endswith("bias")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        whole = model(x)
+    model.save_pretrained(tmp_path / "lora")
+    if said:
+        with pytest.raises(ValueError, match=said):
+            WeightPath.load(Mixed(), tmp_path / "lora")
+    else:
+        with torch.no_grad():
+            patched = WeightPath.load(Mixed(), tmp_path / "lora").set_(Mixed(), 1.0)
+            torch.testing.assert_close(patched(x), whole)
+
+
+def test_adapters_of_other_kinds_are_refused_by_name(tmp_path):
+    model = Transformer(0)
+    adapter(tmp_path / "a", 1, {"alora_invocation_tokens": [1, 2]})
+    with pytest.raises(ValueError, match="is an adapter of type aLoRA; merge it with PEFT"):
+        WeightPath.load(model, tmp_path / "a")
+    adapter(
+        tmp_path / "b", 1, **{"embed.token_adapter.trainable_tokens_delta": torch.ones(1, WIDTH)}
+    )
+    with pytest.raises(ValueError, match="trainable_tokens_delta' .* is not of a plain LoRA"):
+        WeightPath.load(model, tmp_path / "b")

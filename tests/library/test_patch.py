@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,47 @@ def test_ceiling_holds_alpha_back_and_is_in_the_certificate(folder, capsys):
     assert "no answer: no alpha seen obeys" in capsys.readouterr().err
 
 
+def test_error_at_a_ceiling_is_not_that_of_the_minimum(folder, capsys):
+    plain, held = answer(capsys), answer(capsys, "--ceiling", "keep=0.05")
+    objective = expected(setup(), names=["keep", "repair"])
+    found = limits.under(objective, [limits.Ceiling("keep", 0.05)], max_evals=12,
+                         xtol=sampling.tolerance(objective))  # fmt: skip
+    error, distance = limits.errors(objective, [limits.Ceiling("keep", 0.05)], found)
+    assert held["stderr"] == pytest.approx(error, rel=1e-6) != plain["stderr"]
+    assert held["numerical_error"] == pytest.approx(distance, rel=1e-3) and distance <= 0.005
+    told = answer(capsys, "--ceiling", "keep=0.05", "--weights", "0", "1")
+    assert told["status"] == "AT_CEILING" and told["bound"] is None and told["stderr"] > 0
+
+
+def test_tensors_that_move_are_named_by_only(folder, monkeypatch, capsys):
+    model = nn.ModuleDict({"body": network(3), "head": nn.Linear(4, 2)}).eval()
+    tasks = {n: dataclasses.replace(t, model=model, logits=model["body"])
+             for n, t in setup().tasks.items()}  # fmt: skip
+    give(monkeypatch, Setup(tasks))
+    for name, seed in zip(ENDS, (1, 2), strict=True):
+        save_file({f"body.{n}": t for n, t in end(seed).state_dict().items()}, name)
+    assert patch() == 1
+    assert "first: 'head.bias'; " in capsys.readouterr().err
+    assert patch("--only", "body.*", "--out", "p.safetensors") == 0
+    assert torch.equal(load_file("p.safetensors")["head.bias"], model["head"].bias)
+
+
+def test_tasks_may_be_named_by_their_file_and_images_are_those_of_the_sampler(folder, capsys):
+    text = (
+        "import test_patch, torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "from paintlib import TaskLoss\nfrom paintlib.patch import Setup\n"
+        "def tasks():\n"
+        "    made = test_patch.setup()\n"
+        "    (x, y) = made.tasks['keep'].batches[0]\n"
+        "    loader = DataLoader(TensorDataset(x, y), 8, sampler=range(24))\n"
+        "    return Setup({'keep': TaskLoss(made.model, loader)})\n"
+    )
+    Path("sub").mkdir()
+    Path("sub/own.py").write_text(text, encoding="utf-8")
+    assert main(["patch", *ENDS, "--tasks", "./sub/own.py:tasks", "--dry-run"]) == 0
+    assert "keep: 24 images, 4 classes" in capsys.readouterr().out
+
+
 def test_end_has_a_bound_in_place_of_an_error(folder, monkeypatch, capsys):
     needless(monkeypatch)
     assert answer(capsys)["bound"][1] == "at most"
@@ -339,6 +381,19 @@ def no_batch(folder, monkeypatch):
     give(monkeypatch, Setup(tasks={"keep": TaskLoss(network(3), [])}))
 
 
+def own_loss(folder, monkeypatch):
+    made = setup(held_out=False)
+    keep = TaskLoss(made.model, made.tasks["keep"].batches,
+                    loss=lambda model, batch: model(batch[0]).square().sum(1))  # fmt: skip
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": keep}))
+
+
+def generator(folder, monkeypatch):
+    made = setup(held_out=False)
+    once = dataclasses.replace(made.tasks["keep"], batches=zip(*[iter([1, 2])] * 2, strict=True))
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": once}))
+
+
 BAD = {
     "file": (["--tasks", "mine:tasks"], lambda *_: os.remove(ENDS[0]), r"zs\.safetensors"),
     "names": ([], other_names, r"tensors are on one side only, first: '0\.bias'"),
@@ -359,6 +414,10 @@ BAD = {
     "weights": (["--weights", "1"], None, r"2 tasks but the weights \(1\.0,\)"),
     "ceiling": (["--ceiling", "kept=0.01"], None, r"no task is called 'kept'"),
     "ceiling twice": (["--ceiling", "keep=0.01", "--solver", "grid"], None, r"--ceiling needs"),
+    "ceilings": (["--ceiling", "keep=0.01", "--ceiling", "keep=1"], None, r"'keep' has two ceil"),
+    "own loss": (["--normalisation", "log_classes"], own_loss, r"needs the number of classes"),
+    "generator": ([], generator, r"batches of task 'keep' are a generator, .* give a list"),
+    "no folder": (["--out", "none/p.safetensors"], None, r"there is no folder none; make it"),
     "label": (["--dry-run"], bad_label, r"batch 2 of task 'repair' has the label -1"),
 }
 
@@ -374,6 +433,18 @@ def test_bad_input_is_told_in_one_sentence_and_never_succeeds(folder, monkeypatc
     assert re.search(message, line), line
     assert "Traceback" not in told.err and told.out == ""
     assert not Path("patched.pt").exists()
+
+
+LATE = ("normalisation", "bracket", "step", "weights", "ceiling", "ceilings", "no folder")
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_options_that_cannot_run_are_refused_before_an_evaluation(folder, capsys, name):
+    options, _, message = BAD[name]
+    for more in ([], ["--dry-run"]):
+        assert patch(*options, *more) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert not Path("paintlib.npz").exists()
 
 
 def test_one_image_has_no_error_and_no_crash(folder, monkeypatch, capsys):
@@ -486,7 +557,23 @@ def test_no_file_of_the_user_is_overwritten(folder, capsys):
     assert patch("--report", ".") == 1
     assert "is no model card of paintlib" in capsys.readouterr().err
     assert Path("README.md").read_text(encoding="utf-8") == "my project"
-    assert patch("--report", "card") == 0 == patch("--report", "card")
+    Path("README.md").write_text("my project, which uses paintlib", encoding="utf-8")
+    assert (
+        patch("--report", ".") == 1 == patch("--out", "other.safetensors", "--store", "a.npz") + 1
+    )
+    save_file(end(3).state_dict(), "other.safetensors")
+    Path("folder").mkdir()
+    shutil.copy(ENDS[0], "folder/model.safetensors")
+    for out, sides in (
+        ("other.safetensors", ENDS),
+        ("folder/model.safetensors", ("folder", ENDS[1])),
+    ):
+        before = Path(out).read_bytes()
+        assert main(["patch", *sides, "--tasks", "mine:tasks", "--out", out]) == 1
+        assert re.search("is no patch of paintlib|is one of the ch", capsys.readouterr().err)
+        assert Path(out).read_bytes() == before
+    for _ in range(2):  # its own it may write again
+        assert patch("--report", "card", "--out", "p.safetensors") == 0
 
 
 def test_patch_that_half_precision_rounds_away_is_told(folder, monkeypatch, capsys):
@@ -504,16 +591,16 @@ def test_ceiling_takes_as_many_evaluations_as_are_given(folder, capsys):
     assert answer(capsys, "--ceiling", "keep=5", "--max-evals", "12")["status"] == "CONVERGED"
 
 
-def test_dry_run_evaluates_nothing_but_a_batch_and_tells_what_it_would_take(folder, monkeypatch,
+def test_dry_run_scores_the_first_images_alone_and_tells_what_it_would_take(folder, monkeypatch,
                                                                             capsys):  # fmt: skip
     made, seen = setup(), []
     made.model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     give(monkeypatch, made)
     assert patch("--dry-run") == 0
     told = capsys.readouterr().out
-    assert set(seen) == {40} and len(seen) <= 4 * 3  # the first batch, for loss and classes
+    assert set(seen) == {40} and len(seen) <= 4 * 3  # twice 32 images, and one batch for classes
     assert not Path("paintlib.npz").exists()
-    assert re.search(r"^keep: 90 images, 4 classes, loss \d\.\d+ in the first batch", told, re.M)
+    assert re.search(r"^keep: 90 images, 4 classes, loss \d\.\d+ in the first 40", told, re.M)
     assert re.search(r"^weights: 108 numbers, \d+\.?\d* apart$", told, re.M)
     assert re.search(r"^time: about [\de.-]+ s per evaluation", told, re.M)
     assert "GiB for both ends and the model" in told and "0 evaluations" in told
@@ -575,6 +662,11 @@ def batchnorm(monkeypatch, **options):
     give(monkeypatch, Setup(tasks=tasks, **options))
 
 
+def renamed(monkeypatch):
+    monkeypatch.setattr(nn, "BatchNorm1d", type("Norm", (nn.BatchNorm1d,), {}))
+    batchnorm(monkeypatch)
+
+
 @pytest.mark.parametrize(
     "change, message, options",
     [
@@ -582,9 +674,10 @@ def batchnorm(monkeypatch, **options):
         (needless, "AT_START: the minimum is the start of the bracket", []),
         (valleys, r"a ridge of .* hides a second valley", ["--solver", "grid"]),
         (batchnorm, "the averages of BatchNorm are interpolated", []),
+        (renamed, "the averages of BatchNorm are interpolated", []),
         (other_labels, r"task 'repair' is no better than a guess .* \(\d+\.\d% right", []),
     ],
-    ids=["drowned", "needless", "valleys", "batchnorm", "labels"],
+    ids=["drowned", "needless", "valleys", "batchnorm", "renamed", "labels"],
 )
 def test_warning_of(folder, monkeypatch, capsys, change, message, options):
     change(monkeypatch)
@@ -593,7 +686,7 @@ def test_warning_of(folder, monkeypatch, capsys, change, message, options):
     assert patch(*options) == 0
     out = capsys.readouterr().out
     assert all(f"- {warning}" in out for warning in told["warnings"])
-    assert told["batchnorm"] == ("interpolated" if change is batchnorm else None)
+    assert told["batchnorm"] == ("interpolated" if change in (batchnorm, renamed) else None)
 
 
 def test_warning_of_a_patch_no_better_than_an_end(folder, monkeypatch, capsys):
@@ -616,6 +709,7 @@ def test_after_is_called_at_each_alpha_before_the_losses(folder, monkeypatch, ca
     batchnorm(monkeypatch, after=lambda model: calls.append(float(model[0].bias[0].detach())))
     told = answer(capsys, "--out", "p.safetensors")
     assert not any("BatchNorm" in warning for warning in told["warnings"])
+    assert any("the ends are measured as after= leaves them" in w for w in told["warnings"])
     with safe_open("p.safetensors", "pt") as file:
         assert file.metadata()["paintlib.batchnorm"] == told["batchnorm"] == "set by after="
     del calls[-1]  # of the patched weights

@@ -573,7 +573,7 @@ def test_width_and_place_of_the_bracket_change_nothing(name, problem, scale):
 
 @pytest.mark.parametrize(
     ("bends", "price"),
-    [((0.0, 0.0), 3.2), ((1e-4, 3e-3), 3.2), ((3e-3, 0.1), 5.3), ((0.3, 3.0), 6.2)],
+    [((0.0, 0.0), 3.2), ((1e-4, 3e-3), 3.2), ((3e-3, 0.1), 5.5), ((0.3, 3.0), 6.2)],
 )
 def test_a_search_in_noise_says_so_and_soon(bends, price):
     """From a flat sum, whose ends are as low as its minimum, to one that noise spoils late."""
@@ -591,6 +591,13 @@ def test_a_search_in_noise_says_so_and_soon(bends, price):
         paid.append(solution.evaluations)
     assert ends[Status.NOISE] >= 144 and not ends[Status.CONVERGED]
     assert np.mean(paid) < price
+
+
+def test_equal_heights_of_an_end_and_the_middle_hide_no_valley_between_them():
+    """F(0) and F(1/2) differ by less than the noise, but F(1) tells of a curve."""
+    solution = log_quintic(lambda a: (2 - a / 2 + a * a, 1.0), noise=1e-3)
+    assert solution.alpha == pytest.approx(0.25, abs=0.03)
+    assert log_quintic(lambda a: (2 + 1e-3 * a * a, 1.0), noise=1e-3).evaluations == 3
 
 
 @pytest.mark.parametrize("bracket", [(0.0, 1.0), (-4.0, 12.0)])
