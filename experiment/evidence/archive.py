@@ -5,6 +5,7 @@
 """
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,13 +74,9 @@ def summary(folder: Path | str) -> dict[str, Any]:
     return kept
 
 
-def _short(value: Any) -> Any:
+def _short(value: Mapping[str, Any]) -> Any:
     """Return numbers with the digits that another run could repeat at best."""
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {name: _short(part) for name, part in value.items()}
-    return [_short(part) for part in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.{DIGITS}g}"))
 
 
 def read(folder: Path | str) -> dict[str, dict[str, Any]]:
