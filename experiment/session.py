@@ -19,6 +19,7 @@ from experiment.run import Run
 from experiment.tasks import SPLITS, Split
 from paintlib.interpolation import WeightPath
 from paintlib.losses import TaskLoss
+from paintlib.store import Store
 
 
 class Session:
@@ -110,10 +111,10 @@ class Session:
         heads = {f"head of {task}": weights.metadata(run.head(task))["digest"] for task in tasks}
         return key | (heads if run.profile.real else {})
 
-    def stored(self, kind: str, name: str, key: dict[str, str]) -> Path:
-        """Return the file of evaluations; those of other weights or images have another."""
+    def stored(self, kind: str, name: str, key: dict[str, str]) -> Store:
+        """Return what is evaluated; what is of other weights or images has another file."""
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        return self.run.folder / kind / f"{name}-{digest}.npz"
+        return Store(self.run.folder / kind / f"{name}-{digest}.npz", key)
 
     def losses(self, visual: nn.Module, tasks: Iterable[str], split: str,
                batch_size: int = 0) -> dict[str, TaskLoss]:  # fmt: skip

@@ -4,6 +4,7 @@ None of it chooses an alpha of the results; the pages compare with it. The refer
 on thousands of test images drawn for it, other seeds on the test images that they have.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import results
-from experiment.pixels import Batches
 from experiment.profiles import ALPHAS
 from experiment.progress import bar
 from experiment.run import Run
@@ -46,9 +46,9 @@ def measure(run: Run, patching: str, images: int = 0) -> None:
     visual, path = session.tower(empty=True), session.path(patching)
     validation = session.losses(visual, tasks, "validation")
     tests = {task: _test(session, visual, task, images) for task in bar(tasks, "test images")}
-    counts = {task: len(_batches(loss).split.labels) for task, loss in tests.items()}
+    counts = {t: sum(len(labels) for _, labels in loss.batches) for t, loss in tests.items()}
     key = session.key(patching) | {f"test images of {t}": str(n) for t, n in counts.items()}
-    store = Store(session.stored("truth", patching, key), key)  # of single test images
+    store = session.stored("truth", patching, key)  # of single test images
     alphas = ALPHAS if images else ALPHAS[::2]
     found: dict[str, Any] = {
         "length": path.length,
@@ -118,11 +118,6 @@ def _truth(store: Store, visual: nn.Module, path: WeightPath, tests: Losses,
     return {"alphas": alphas, "tasks": curves}
 
 
-def _batches(loss: TaskLoss) -> Batches:
-    assert isinstance(loss.batches, Batches)
-    return loss.batches
-
-
 def _forgetting(visual: nn.Module, path: WeightPath, loss: TaskLoss) -> dict[str, float]:
     """Return what the zero-shot weights know of a supported loss ahead on the path."""
     logits, losses = [], []
@@ -189,10 +184,9 @@ def _fisher(visual: nn.Module, path: WeightPath, loss: TaskLoss) -> Tensor:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     total = torch.zeros_like(path.start)
-    split, device = _batches(loss).split, total.device
-    count = min(FISHER_IMAGES, len(split.labels))
-    for image in split.images[:count].split(1):
-        logs = loss.logits(image.to(device)).log_softmax(1)
+    single = (image for images, _ in loss.batches for image in images.split(1))
+    for image in itertools.islice(single, FISHER_IMAGES):
+        logs = loss.logits(image).log_softmax(1)
         label = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator).item()
         gradient = torch.autograd.grad(logs[0, int(label)], [*parameters.values()])
         total += path.flatten(dict(zip(parameters, gradient, strict=True))).square_()

@@ -11,7 +11,6 @@ from experiment.session import Session
 from experiment.steps.solving import publish
 from paintlib.joint import WeightPatches, coordinatewise, joint, shared
 from paintlib.objective import PairObjective
-from paintlib.store import Store
 
 NORMALISATION = "zero_shot"
 
@@ -29,7 +28,7 @@ def join(run: Run, number: str) -> None:
         list(session.losses(visual, tasks, split).values()) for split in ("validation", "test")
     )
     classes = [len(session.head(task)) for task in tasks]
-    store = Store(session.stored("joint", number, key), key)
+    store = session.stored("joint", number, key)
     objective = PairObjective(patches, validation, classes, NORMALISATION, names=tasks, store=store)
     for point in bar([*itertools.product(MAP, MAP)], f"map of {' and '.join(tasks[1:])}"):
         objective.images(point)

@@ -45,8 +45,7 @@ def solve(run: Run, patching: str) -> None:
     session = Session(run)
     tasks = (*run.profile.supported, patching)
     visual, path = session.tower(empty=True), session.path(patching)
-    key = session.key(patching)
-    store = Store(session.stored("evaluations", patching, key), key)
+    store = session.stored("evaluations", patching, session.key(patching))
     tests, gradients = _take_baselines(run, path, store)
     chosen = session.losses(visual, tasks, run.choosing)
     for alpha in bar(ALPHAS, f"curves to {patching}"):
@@ -85,8 +84,7 @@ def complete(run: Run, patching: str) -> None:
     """Evaluate what the solvers ask for under every normalisation, as the reference has them."""
     session = Session(run)
     visual, path = session.tower(empty=True), session.path(patching)
-    key = session.key(patching)
-    store = Store(session.stored("evaluations", patching, key), key)
+    store = session.stored("evaluations", patching, session.key(patching))
     tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
     for objective, _ in _objectives(session, path, tasks, store, NORMALISATIONS):
         search(objective)
