@@ -32,7 +32,7 @@ class Recipe:
     learning_rate: float
     warmup_steps: int
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta2: float = 0.999  # of AdamW, whose first beta is 0.9
     clip_norm: float = 1.0
     checkpoint_every: int = 100
 
@@ -146,27 +146,19 @@ class Profile:
         return replace(self, supported=supported, patching=patching)
 
 
-def _recipe(said: dict[str, Any]) -> Recipe:
-    return Recipe(**said | {"betas": tuple(said.get("betas", Recipe.betas))})
-
-
-def _profile(name: str, said: dict[str, Any]) -> Profile:
+def _profile(name: str, like: str = "", **own: Any) -> Profile:
+    said = _TABLE.get(like, {}) | own
     clip, roles = said["clip"], {"supported": SUPPORTED, "patching": PATCHING}
     if not isinstance(clip, str):
-        clip = SmallClip(**clip | {"recipe": _recipe(clip["recipe"])})
-    made = {"clip": clip, "finetuning": _recipe(said["finetuning"])}
+        clip = SmallClip(**clip | {"recipe": Recipe(**clip["recipe"])})
+    made = {"clip": clip, "finetuning": Recipe(**said["finetuning"])}
     made["pixels"] = Standard(*(tuple(said["pixels"][key]) for key in Standard._fields))
     made |= {role: tuple(said.get(role, usual)) for role, usual in roles.items()}
     return Profile(name=name, **said | made)
 
 
-def _read(file: Path) -> dict[str, Profile]:
-    said = tomllib.loads(file.read_text(encoding="utf-8"))
-    whole = {name: {**said.get(own.pop("like", ""), {}), **own} for name, own in said.items()}
-    return {name: _profile(name, own) for name, own in whole.items()}
-
-
-PROFILES = _read(Path(__file__).with_suffix(".toml"))
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PROFILES = {name: _profile(name, **said) for name, said in _TABLE.items()}
 
 
 def get(name: str) -> Profile:

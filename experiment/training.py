@@ -83,9 +83,8 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: R
     spared = [p for p in named.values() if pretraining and p.ndim < 2]
     decayed = [p for p in named.values() if not (pretraining and p.ndim < 2)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(
-        groups, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-    )
+    betas, decay = (0.9, recipe.beta2), recipe.weight_decay
+    optimiser = torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True)
     identity = f"{identity} {recipe} {weights.digest(model.state_dict())}"
     start = 0
     if checkpoint and checkpoint.exists():
