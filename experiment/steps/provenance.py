@@ -1,11 +1,12 @@
 """Where a run comes from: commit, device, versions, and the seconds that each step took."""
 
-import csv
 import importlib.metadata
 import platform
 import re
 import subprocess
 from pathlib import Path
+
+import pandas as pd
 
 from experiment import results, weights
 from experiment.run import Run
@@ -18,10 +19,8 @@ def provenance(run: Run) -> None:
     """Write `provenance.json`."""
     seconds = {}
     for file in sorted((run.folder / "benchmarks").rglob("*.tsv")):
-        with file.open(encoding="utf-8") as stream:
-            row = next(csv.DictReader(stream, delimiter="\t"))
-        step, _, name = file.stem.partition(".")
-        seconds[f"{step}/{name}" if name else step] = round(float(row["s"]), 1)
+        took = pd.read_csv(file, sep="\t")["s"][0]
+        seconds[file.stem.replace(".", "/", 1)] = round(float(took), 1)
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     baseline = weights.metadata(run.baseline(run.profile.supported[0]))

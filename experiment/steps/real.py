@@ -1,10 +1,10 @@
 """The steps of real data sets alone: decode them, take CLIP's weights, make heads, verify them."""
 
-import csv
 import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -213,12 +213,9 @@ def deviation(task: str, kind: str, accuracy: float, images: int, *, whole: bool
 
     Without the `whole` training set, an accuracy may lie anywhere above the zero-shot ones.
     """
-    known: dict[str, list[float]] = {}
-    with PUBLISHED.open(encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["dataset"] == task:
-                known.setdefault(row["kind"], []).append(float(row["accuracy"]) / 100)
-    low, high = min(known[kind if whole else "zero_shot"]), max(known[kind])
+    rows = pd.read_csv(PUBLISHED)
+    known = rows[rows["dataset"] == task].set_index("kind")["accuracy"] / 100
+    low, high = known[[kind if whole else "zero_shot"]].min(), known[[kind]].max()
     nearest = min(max(accuracy, low), high)
     error = math.sqrt(nearest * (1 - nearest) / images)
     if abs(accuracy - nearest) <= max(5 * error, 0.03):
