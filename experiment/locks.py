@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 RUN = "PAINTLIB_RUN"  # the environment's variable that tells a step the process of its run
 
 
@@ -54,7 +56,6 @@ def claim_folder(root: Path) -> IO[str]:
 
 def end_steps_at_sigterm() -> None:
     """Let `kill PID` of this run end its steps too, at once; Snakemake alone waits for them."""
-    import psutil  # comes with Snakemake
 
     def end(*_: object) -> None:
         steps = psutil.Process().children(recursive=True)
@@ -73,10 +74,8 @@ def end_with_run() -> None:
     run = int(os.environ.get(RUN, 0))
 
     def watch() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            while True:
-                os.kill(run, 0)
-                time.sleep(1)
+        while psutil.pid_exists(run):
+            time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
         os._exit(1)  # it computes too long to listen

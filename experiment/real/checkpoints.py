@@ -112,15 +112,12 @@ def hub_checkpoint(task: str) -> Path:
     return _downloaded(lambda: hf_hub_download(HUB[task], "model.safetensors"), what, remedy)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
 def _downloaded(download: Callable[[], str], what: str, remedy: str) -> Path:
     try:
         return Path(download())
     except Exception as error:  # of several clients, which share no base class
-        raise RuntimeError(f"cannot download {what} ({_first_line(error)}); {remedy}") from error
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise RuntimeError(f"cannot download {what} ({said}); {remedy}") from error
 
 
 def _below(anchor: str, state: Mapping[str, Tensor], path: Path, remedy: str
