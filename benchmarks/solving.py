@@ -76,7 +76,8 @@ def main() -> None:
     chosen = run.profile.patching[: options.paths]
     if missing := [task for task in chosen if not run.fine_tuned(task).exists()]:
         parser.error(f"{run.fine_tuned(missing[0])} is missing; `make book` makes it")
-    session = Session(run, options.threads)
+    session = Session(run)
+    use_threads(options.threads, session.device)
     kind = session.device.type
     paths = solve_all(session, chosen)
     searches = [r for task in tqdm(chosen, "searches", leave=False) for r in search(session, task)]

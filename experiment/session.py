@@ -25,13 +25,12 @@ from paintlib.store import Store
 class Session:
     """One process that computes with the model of a run, on a fixed number of threads."""
 
-    def __init__(self, run: Run, threads: int = 1) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, real = run, run.profile.real
         # a GPU of its own; twins stay on the CPU, to the bit
         self.device, self._lock = free_device() if real else (torch.device("cpu"), None)
         # two threads of one process take half the memory of two processes, and hardly more time
-        wide = real and self.device.type == "cpu"
-        use_threads(max(threads, 2) if wide else threads, self.device)
+        use_threads(2 if real and self.device.type == "cpu" else 1, self.device)
 
     @property
     def batch_size(self) -> int:

@@ -16,16 +16,15 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 class Task:
     """A zero-shot classification task: class names and the prompts they are put into.
 
-    The index of a name is its label on disk; `label` is the task's name on pages, "µCIFAR10".
+    The index of a name is its label on disk.
 
-    >>> Task("Pets", ("cat", "dog"), ("a photo of a {}.",), "Pets").prompts("cat")
+    >>> Task("Pets", ("cat", "dog"), ("a photo of a {}.",)).prompts("cat")
     ('a photo of a cat.',)
     """
 
     name: str
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
-    label: str
 
     def __post_init__(self) -> None:
         wrong = [template for template in self.templates if template.count("{}") != 1]

@@ -41,10 +41,8 @@ def by_pair(pairs: Sequence[report.Pair], evidence: Mapping[str, Any],
         supported, patching = pair["supported"], pair["patching"]
         truth = Truth.of(found, supported, patching)
         losses, known = pair["curves"]["patching"]["loss"], pair["curves"]["supported"]["loss"][0]
-        for where, alpha in [
-            *((f"{a:g}", a) for a in at),
-            ("α*", pair["solutions"]["quintic"]["alpha"]),
-        ]:
+        places = {f"{a:g}": a for a in at} | {"α*": pair["solutions"]["quintic"]["alpha"]}
+        for where, alpha in places.items():
             rows.append({
                 "supported": supported, "patching": patching, "at": where, "alpha": alpha,
                 "outcome": float(truth.loss(alpha)[0] / truth.losses[0, 0]) - 1,

@@ -99,7 +99,7 @@ def task(name: str, spaced: bool = False) -> Task:
         templates = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     elif name == "CIFAR100" and not spaced:
         classnames = [word.replace(" ", "_") for word in classnames]
-    return Task(name, tuple(classnames), templates, label=name)
+    return Task(name, tuple(classnames), templates)
 
 
 def missing(names: Iterable[str], root: Path) -> dict[str, str]:

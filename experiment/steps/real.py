@@ -161,7 +161,7 @@ def head(run: Run, task: str) -> None:
     if run.source == "hub":  # the public weights were trained against this head
         described |= facts.get(task).hub_head
     templates = described["templates"][: 1 if run.profile.limit else None]
-    prompted = Task(task, tuple(described["classnames"]), tuple(templates), task)
+    prompted = Task(task, tuple(described["classnames"]), tuple(templates))
     prompts = [prompt for name in prompted.classnames for prompt in prompted.prompts(name)]
     model, tokenize = clip.text_model(run.profile.clip, load(run.text_tower)[0], prompts)
     with bar(None, f"head of {task}", total=len(prompts)) as progress:

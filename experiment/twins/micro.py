@@ -92,7 +92,7 @@ _CIFAR100 = tuple(name for name in OBJECTS if name not in _CIFAR10[:4])[:24]
 
 
 def _task(name: str, classnames: tuple[str, ...], *templates: str) -> Task:
-    return Task(name, classnames, templates, f"µ{name}")
+    return Task(name, classnames, templates)
 
 
 TASKS: dict[str, Task] = {

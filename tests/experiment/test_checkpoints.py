@@ -19,7 +19,7 @@ from experiment.run import Run
 from experiment.tasks import Task
 from experiment.twins import small_clip
 
-TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."), "Pets")
+TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."))
 TINY = {
     "embed_dim": 24,
     "quick_gelu": True,

@@ -15,7 +15,7 @@ from experiment.twins import small_clip
 VISION = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
 TEXT = {"context_length": 10, "width": 16, "heads": 2, "layers": 1}
 PIXELS = Standard((0.5, 0.5, 0.5), (0.28, 0.28, 0.28))
-TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."), "Pets")
+TASK = Task("Pets", ("cat", "small dog", "fish"), ("a photo of a {}.", "a {}."))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_zero_shot_head_matches_a_plain_computation_prompt_by_prompt(clip):
 def test_classifier_matches_clips_own_logits(clip):
     model, tokenize = clip
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    one = Task("One", TASK.classnames, ("a {}.",), "One")
+    one = Task("One", TASK.classnames, ("a {}.",))
     head = module.zero_shot_head(model, tokenize, one)
     with torch.no_grad():
         pixels = (images.float() / 255 - 0.5) / 0.28

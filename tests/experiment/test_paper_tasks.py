@@ -83,7 +83,7 @@ def test_the_table_is_read_without_torch_and_has_the_tasks_of_the_profile():
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_have_the_published_counts_and_readable_names(name, root):
     described, (classes, templates) = task(name), COUNTS[name]
-    assert (described.name, described.label) == (name, name)
+    assert described.name == name
     assert len(described.classnames) == classes == DATA_SETS[name].classes
     assert len(described.templates) == len(set(described.templates)) == templates
     assert DATA_SETS[name].prompts == classes * templates
