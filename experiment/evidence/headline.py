@@ -1,7 +1,7 @@
 """The numbers that the project quotes of a run, and their range over seeds."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +69,6 @@ def spread(folder: Path | str, of_these: Collection[str] = ()) -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     ends = pd.DataFrame({"lowest": frame.min(axis=1), "highest": frame.max(axis=1)})
     return pd.concat([ends, frame], axis=1)
-
-
-def no_spread(names: Iterable[str]) -> pd.DataFrame:
-    """Return the ranges where no seed was kept: none is known."""
-    return pd.DataFrame(np.nan, index=[*names], columns=["lowest", "highest"])
 
 
 def outside(row: Mapping[str, float]) -> bool:
