@@ -32,13 +32,6 @@ def hold(file: Path) -> IO[str] | None:
     return lock
 
 
-def wait(file: Path) -> IO[str]:
-    """Return what `hold` returns, once no other process has it."""
-    while not (lock := hold(file)):
-        time.sleep(0.2)
-    return lock
-
-
 def claim_folder(root: Path) -> IO[str]:
     """Take a project's folder for one run, and clear away Snakemake's locks of a killed one."""
     file = root / "artifacts" / ".lock"

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as V
 
-from experiment.locks import wait
 from experiment.profiles import Standard
 from experiment.tasks import Split
 from paintlib.files import replacing
@@ -113,7 +113,7 @@ class Cache(Dataset[tuple[Tensor, Tensor]]):
         or the disk has not the room.
         """
         part = self.folder / f"{self.key}.part"
-        with wait(self.folder / f"{self.key}.lock"):
+        with FileLock(self.folder / f"{self.key}.lock"):
             if self.ready:
                 return
             try:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiment.locks import wait
+from filelock import FileLock
+
 from experiment.profiles import SUPPORTED
 from experiment.progress import bar
 from experiment.real import datasets, facts
@@ -58,7 +59,7 @@ def open_split(name: str, root: Path, split: str, images: int | None, accept: bo
 
 def _draw(name: str, place: Path, split: str, images: int | None, accept: bool) -> None:
     """Draw the pictures of a split into a folder, or wait for a clone that shares it and does."""
-    with wait(place.with_name(f"{place.name}.lock")):
+    with FileLock(place.with_name(f"{place.name}.lock")):
         if not place.is_dir():
             _write(name, place, split, images, accept)
 
