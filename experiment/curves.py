@@ -31,27 +31,24 @@ td, th {font-variant-numeric: tabular-nums; padding: .2em .6em; text-align: left
 Row = tuple[str, Mapping[str, float]]  # where it is in its file, and its numbers
 
 
-def curves(run: Run, file: Path | str, *, out: Path | None = None,
+def curves(run: Run, file: Path | str, *, out: Path = Path("artifacts/curves"),
            parameters: Sequence[tuple[str, str]] = ()) -> None:  # fmt: skip
     """Write the page of the curves in `file` to `out`: a notebook, an HTML file, its figure as SVG.
 
     `parameters` are `supported` and `patching`, the tasks' names, and `normalisation`.
     """
-    from experiment.pages import page
+    from experiment.pages import figures, page
 
     file = Path(file)
-    folder = Path("artifacts/curves") if out is None else out
-    if any(folder.resolve().is_relative_to(results.ROOT / name) for name in KEPT):
-        raise ValueError(f"{folder} belongs to the reference; give --out another folder")
+    if any(out.resolve().is_relative_to(results.ROOT / name) for name in KEPT):
+        raise ValueError(f"{out} belongs to the reference; give --out another folder")
     refuse_unknown(dict(parameters), SETTINGS, "no setting")
     title = report.name(read(file, **dict(parameters)))  # a fault is told before a notebook starts
-    target = folder / f"{file.stem}.ipynb"
-    given = [*parameters, ("file", os.path.relpath(file.resolve(), folder.resolve()))]
+    target = out / f"{file.stem}.ipynb"
+    given = [*parameters, ("file", os.path.relpath(file.resolve(), out.resolve()))]
     page(run, results.ROOT / "notebooks/own_curves.md", target, parameters=given, title=title)
     notebook = nbformat.read(target, as_version=4)
-    outputs = [output.get("data", {}) for c in notebook.cells for output in c.get("outputs", [])]
-    figure = next(data["image/svg+xml"] for data in outputs if "image/svg+xml" in data)
-    target.with_suffix(".svg").write_text(figure, encoding="utf-8")
+    target.with_suffix(".svg").write_text(next(iter(figures(target).values())), encoding="utf-8")
     target.with_suffix(".html").write_text(stand_alone(notebook), encoding="utf-8")
     print(f"the page is {target.with_suffix('.html')}")
 

@@ -80,9 +80,9 @@ def assemble(run: Run) -> None:
     with the tag `picture-NAME` the file of that name, which the prose shows.
     """
     prose, target = Path("book"), run.book
-    drawn = _drawn(target / "results/claims.ipynb")
+    drawn = figures(target / "results/claims.ipynb")
     drawn["headline"] = next(iter(drawn.values()))
-    drawn |= _drawn(target / "results/pictures.ipynb")
+    drawn |= figures(target / "results/pictures.ipynb")
     for picture, svg in drawn.items():
         if picture.isdecimal():  # a figure that no prose shows
             continue
@@ -103,15 +103,15 @@ def assemble(run: Run) -> None:
         page.write_text(text, "utf-8")
 
 
-def _drawn(page: Path) -> dict[str, str]:
+def figures(page: Path) -> dict[str, str]:
     """Return the SVG of each figure of a page, by the tag of its cell or else by its number."""
-    figures: dict[str, str] = {}
+    found: dict[str, str] = {}
     for cell in nbformat.read(page, as_version=4).cells:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("picture-")]
         for output in cell.get("outputs", []):
             if svg := output.get("data", {}).get("image/svg+xml"):
-                figures[tags[0] if tags else str(len(figures))] = svg
-    return figures
+                found[tags[0] if tags else str(len(found))] = svg
+    return found
 
 
 def _announcement(run: Run) -> str:

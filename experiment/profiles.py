@@ -25,7 +25,7 @@ def refuse_unknown(said: Iterable[str], known: Iterable[str], what: str) -> None
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW, linear warm-up, cosine decay to zero, clipped gradients."""
+    """How to train: AdamW, linear warm-up, cosine decay to zero, gradients of norm 1 at most."""
 
     steps: int
     batch_size: int
@@ -33,7 +33,6 @@ class Recipe:
     warmup_steps: int
     weight_decay: float = 0.1
     beta2: float = 0.999  # of AdamW, whose first beta is 0.9
-    clip_norm: float = 1.0
     checkpoint_every: int = 100
 
     def rate(self, step: int) -> float:

@@ -41,11 +41,7 @@ def write_pair(path: Path, record: Mapping[str, Any]) -> None:
 
 def read_pair(path: Path | str) -> dict[str, Any]:
     """Read one pair's record, or refuse a file that is missing, truncated or not of the schema."""
-    record = read_json(path)
-    try:
-        _check(record, path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {REBUILD}") from error
+    _check(record := read_json(path), path, f"; {REBUILD}")
     return record
 
 
@@ -82,8 +78,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def _check(record: Mapping[str, Any], what: Path | str) -> None:
+def _check(record: Mapping[str, Any], what: Path | str, remedy: str = "") -> None:
     validator = jsonschema.Draft202012Validator(pair_schema())
     if error := jsonschema.exceptions.best_match(validator.iter_errors(record)):
         where = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ValueError(f"{what} does not follow the schema at {where}: {error.message}")
+        raise ValueError(f"{what} does not follow the schema at {where}: {error.message}{remedy}")

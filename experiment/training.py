@@ -113,7 +113,7 @@ def _fit(model: nn.Module, loss_of: Callable[[int], Iterator[Tensor]], recipe: R
             for part in loss_of(step):
                 part.backward()
                 loss += part.detach()
-        torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip_norm)
+        torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
         optimiser.step()
         if pretraining:
             named["logit_scale"].data.clamp_(0, math.log(100))

@@ -51,10 +51,8 @@ def keep(run: Run) -> None:
                 results.write_json(
                     kept / kind / file.name, _short(results.read_json(file)), flat=True
                 )
-    kind, name = (
-        ("seeds", str(run.seed)) if run.profile.name == "micro" else ("ablations", run.name)
-    )
-    results.write_json(kept / kind / f"{name}.json", summary(run.results), flat=True)
+    name = f"seeds/{run.seed}" if run.profile.name == "micro" else f"ablations/{run.name}"
+    results.write_json(kept / f"{name}.json", summary(run.results), flat=True)
 
 
 def summary(folder: Path | str) -> dict[str, Any]:

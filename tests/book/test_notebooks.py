@@ -52,8 +52,8 @@ def test_no_page_is_left_out_of_make_test():
 
 def test_figures_of_the_prose_are_those_of_the_pages():
     results = ROOT / "book/results"
-    own = pages._drawn(results / "claims.ipynb")
-    drawn = pages._drawn(results / "pictures.ipynb") | {"headline": own["0"]}
+    own = pages.figures(results / "claims.ipynb")
+    drawn = pages.figures(results / "pictures.ipynb") | {"headline": own["0"]}
     drawn["picture-headline-ja"] = own["picture-headline-ja"]
     assert {"picture-walk", "picture-quintic", "headline"} <= drawn.keys()
     kept = {f.stem: f.read_text(encoding="utf-8") for f in ROOT.glob("results/micro/*.svg")}
