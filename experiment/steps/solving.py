@@ -63,13 +63,13 @@ def solve(run: Run, patching: str) -> None:
                 tests[alpha, task] = held_out[task].score()
         return [tests[alpha, task] for task in pair]
 
-    for objective, classes in _objectives(session, path, chosen, store, [NORMALISATION]):
+    for objective in _objectives(session, path, chosen, store, [NORMALISATION]):
         pair = objective.names
         if not run.profile.limit:
             refuse_noise(objective, math.hypot(*(noise[task] for task in pair)))
-        record = solve_pair(objective, classes, path.length, gradients[pair[0]])
+        record = solve_pair(objective, path.length, gradients[pair[0]])
         if run.chosen_on == "halves":
-            record |= cross_fit(objective, classes, run.seed)
+            record |= cross_fit(objective, run.seed)
         else:
             answers = {name: found["alpha"] for name, found in record["solutions"].items()}
             same = run.chosen_on == "test"
@@ -86,19 +86,19 @@ def complete(run: Run, patching: str) -> None:
     visual, path = session.tower(empty=True), session.path(patching)
     store = session.stored("evaluations", patching, session.key(patching))
     tasks = session.losses(visual, (*run.profile.supported, patching), run.choosing)
-    for objective, _ in _objectives(session, path, tasks, store, NORMALISATIONS):
+    for objective in _objectives(session, path, tasks, store, NORMALISATIONS):
         search(objective)
     publish(store, run.folder / "complete" / f"{patching}.npz")
 
 
 def _objectives(session: Session, path: WeightPath, losses: Mapping[str, TaskLoss], store: Store,
-                kinds: Iterable[str]) -> Iterator[tuple[PairObjective, list[int]]]:  # fmt: skip
-    """Go through the pairs of a path to the last of the tasks, with their numbers of classes."""
+                kinds: Iterable[str]) -> Iterator[PairObjective]:  # fmt: skip
+    """Go through the pairs of a path to the last of the tasks."""
     *supported, patching = losses
     for pair in bar([(task, patching) for task in supported], f"pairs of {patching}"):
         classes, own = [len(session.head(task)) for task in pair], [losses[task] for task in pair]
         for kind in kinds:
-            yield PairObjective(path, own, classes, kind, names=pair, store=store), classes
+            yield PairObjective(path, own, classes, kind, names=pair, store=store)
 
 
 def publish(store: Store, target: Path) -> None:
@@ -133,9 +133,9 @@ def search(objective: PairObjective) -> dict[str, solver.Solution]:
     return compare.answers(objective, xtol=sampling.tolerance(objective))
 
 
-def cross_fit(objective: PairObjective, classes: Sequence[int], seed: int) -> dict[str, Any]:
+def cross_fit(objective: PairObjective, seed: int) -> dict[str, Any]:
     """Choose alpha on one half of the images and score it on the other, both ways averaged."""
-    halves = [half(objective, classes, seed, first) for first in (True, False)]
+    halves = [half(objective, seed, first) for first in (True, False)]
     ways = []
     for own, other in zip(halves, halves[::-1], strict=True):
         found = {name: answer.alpha for name, answer in search(own).items()}
@@ -144,7 +144,7 @@ def cross_fit(objective: PairObjective, classes: Sequence[int], seed: int) -> di
             "test": _mean(ways)}  # fmt: skip
 
 
-def half(objective: PairObjective, classes: Sequence[int], seed: int, first: bool) -> PairObjective:
+def half(objective: PairObjective, seed: int, first: bool) -> PairObjective:
     """Return the objective of a seeded half of each task's images; `objective` evaluates them."""
 
     def evaluate(alpha: float, _: Sequence[str]) -> list[ImageScores]:
@@ -158,8 +158,8 @@ def half(objective: PairObjective, classes: Sequence[int], seed: int, first: boo
     if few := [n for n, row in zip(objective.names, objective.images(0.0), strict=True)
                if len(row.losses) < 2]:  # fmt: skip
         raise ValueError(f"{few[0]} has one image, which has no halves; take more images")
-    kind = objective.normalisation
-    return PairObjective.replay(None, objective.names, classes, kind, evaluate=evaluate)
+    return PairObjective.replay(None, objective.names, objective.classes, objective.normalisation,
+                                evaluate=evaluate)  # fmt: skip
 
 
 def measure_noise(session: Session, visual: nn.Module, path: WeightPath, patching: str,
@@ -204,11 +204,10 @@ def refuse_noise(objective: PairObjective, noise: float) -> None:
         )
 
 
-def solve_pair(
-    objective: PairObjective, classes: Sequence[int], length: float, gradient: Mapping[str, float]
-) -> dict[str, Any]:
+def solve_pair(objective: PairObjective, length: float, gradient: Mapping[str, float]
+) -> dict[str, Any]:  # fmt: skip
     """Return what a pair's results file says of the images that alpha is chosen on."""
-    answers = search(objective)
+    answers, classes = search(objective), objective.classes
     grid = answers["grid"]
     paid = {name: found.evaluations for name, found in answers.items()}
     paid["grid"] = len(grid.trace) - 2  # the ends, which all methods share

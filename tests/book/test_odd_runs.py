@@ -85,9 +85,9 @@ def write_run(folder, losses, *, profile="micro", choose_on=""):
             slope = (losses[supported](1e-4) - losses[supported](0.0)) / 1e-4
             similarity = float(np.clip(-slope / 5, -1, 1))
             gradient = {"norm": 0.5, "similarity": similarity, "slope": float(slope)}
-            record = solving.solve_pair(objective, [10, 10], 10.0, gradient)
+            record = solving.solve_pair(objective, 10.0, gradient)
             if choose_on == "halves":
-                record |= solving.cross_fit(objective, [10, 10], 0)
+                record |= solving.cross_fit(objective, 0)
             else:
                 answers = {name: found["alpha"] for name, found in record["solutions"].items()}
                 record["test"] = solving._points(answers, objective.score)
