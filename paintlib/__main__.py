@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -105,7 +106,9 @@ def _patch(options: argparse.Namespace) -> None:
     path = WeightPath.load(*parents, base=options.base, entry=options.entry,
                            only=options.only, except_=options.except_,
                            after=setup.after)  # fmt: skip
-    path.to(next(chain(setup.model.parameters(), setup.model.buffers())).device)
+    if (first := next(chain(setup.model.parameters(), setup.model.buffers()), None)) is None:
+        raise ValueError("the model of the tasks has no weights; give the one that is patched")
+    path.to(first.device)
     key = dict(zip(("start", "end"), path.digests, strict=True))
     store = Store(options.store, key | ({"after": "yes"} if setup.after else {}))
     probes = patch.check(setup, path, store, labels=options.dry_run)
@@ -130,12 +133,12 @@ def _refuse_to_overwrite(out: Path, sources: Sequence[str]) -> None:
 
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out} is no .safetensors file; name one")
-    if out.resolve() in [
-        locate(name).resolve() for name in sources if name and Path(name).exists()
-    ]:
+    files = [locate(name).resolve() for name in sources if name and Path(name).exists()]
+    if out.resolve() in files:
         raise ValueError(f"--out {out} is one of the checkpoints; name another file")
-    if not (out.exists() or out.parent.is_dir()):
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it")
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ValueError(f"--out {out}: nothing can be written to {place}; name another folder")
     try:
         with safe_open(out, "pt") if out.exists() else nullcontext() as file:
             mine = file is None or "paintlib.alpha" in (file.metadata() or {})

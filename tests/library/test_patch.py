@@ -417,7 +417,8 @@ BAD = {
     "ceilings": (["--ceiling", "keep=0.01", "--ceiling", "keep=1"], None, r"'keep' has two ceil"),
     "own loss": (["--normalisation", "log_classes"], own_loss, r"needs the number of classes"),
     "generator": ([], generator, r"batches of task 'keep' are a generator, .* give a list"),
-    "no folder": (["--out", "none/p.safetensors"], None, r"there is no folder none; make it"),
+    "no folder": (["--out", f"{ENDS[0]}/p.safetensors"], None, r"nothing can be written to .*zs"),
+    "no weights": ([], wrong(model=nn.Tanh().eval()), r"model of the tasks has no weights; give"),
     "label": (["--dry-run"], bad_label, r"batch 2 of task 'repair' has the label -1"),
 }
 
