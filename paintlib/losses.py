@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paintlib.interpolation import WeightPath
 from paintlib.objective import SAME_IMAGES, ImageScores, Score
@@ -240,14 +240,17 @@ class TaskLoss:
         return _Part(losses, hits, torch.ones_like(losses, dtype=torch.bool), shown, losses.dtype)
 
 
-class _Seen(TorchFunctionMode):
-    """Note the types that torch computes in: a head in float32 may hide what came before it."""
+class _Seen(TorchDispatchMode):
+    """Note the types that torch computes in: a head in float32 may hide what came before it.
+
+    Unlike hooks and other modes it keeps a module on its fast path, and so all bits.
+    """
 
     def __init__(self, kinds: set[torch.dtype]) -> None:
         super().__init__()
         self.kinds = kinds
 
-    def __torch_function__(self, call: Any, types: Any, inputs: Any = (), named: Any = None) -> Any:
+    def __torch_dispatch__(self, call: Any, types: Any, inputs: Any = (), named: Any = None) -> Any:
         output = call(*inputs, **(named or {}))
         if isinstance(output, Tensor) and output.is_floating_point():
             self.kinds.add(output.dtype)
