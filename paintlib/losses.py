@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paintlib.interpolation import WeightPath
 from paintlib.objective import SAME_IMAGES, ImageScores, Score
@@ -85,8 +84,18 @@ class TaskLoss:
 
     def _evaluate(self, least: float = math.inf) -> ImageScores:
         parts, kinds = [], {torch.float64}
-        with torch.inference_mode():
-            for part in self._forward(kinds):
+
+        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                kinds.add(output.dtype)  # a head in float32 may hide what came before it
+
+        with torch.inference_mode(), contextlib.ExitStack() as first:
+            for module in self.model.modules():
+                first.enter_context(module.register_forward_hook(see))
+            if "torch._dynamo" in sys.modules:  # what is compiled calls no hook
+                first.enter_context(torch.compiler.set_stance("force_eager"))
+            for part in self._forward():
+                first.close()  # one batch tells
                 kinds.add(part.dtype)
                 parts.append(part)
                 if sum(len(part.losses) for part in parts) >= least:
@@ -160,8 +169,7 @@ class TaskLoss:
             raise ValueError(NO_LABEL)
         return {name: part / images for name, part in zip(names, total, strict=True)}
 
-    def _forward(self, kinds: set[torch.dtype] | None = None) -> Iterator[_Part]:
-        """Score batch after batch; `kinds` gets the types of what the first is computed in."""
+    def _forward(self) -> Iterator[_Part]:
         if training := [name for name, module in self.model.named_modules() if module.training]:
             which = f"{len(training)} modules, first: {training[0] or 'the model itself'}"
             remedy = "call model.eval() before scoring it"
@@ -169,12 +177,7 @@ class TaskLoss:
         torch.clear_autocast_cache()  # it may hold the weights of another alpha
         score, labelled = self._own if self.loss else self._cross_entropy, []
         for number, batch in enumerate(self.batches):
-            with contextlib.ExitStack() as first:
-                if kinds is not None and not number:
-                    first.enter_context(_Seen(kinds))
-                    if "torch._dynamo" in sys.modules:  # what is compiled hides its types
-                        first.enter_context(torch.compiler.set_stance("force_eager"))
-                part = score(number, batch)
+            part = score(number, batch)
             labelled.append((part.leaves.get("labels", part.hits), part.classes))
             # what has been computed has no more digits, and float32 takes half the room in a store
             losses = part.losses.to(torch.promote_types(part.dtype, torch.float32))
@@ -238,23 +241,6 @@ class TaskLoss:
             flat = leaf.reshape(len(leaf) if leaf.ndim else 1, math.prod(leaf.shape[1:]))
             shown[name] = flat[:, :: max(1, flat.shape[1] // SHOWN)].cpu().clone()
         return _Part(losses, hits, torch.ones_like(losses, dtype=torch.bool), shown, losses.dtype)
-
-
-class _Seen(TorchDispatchMode):
-    """Note the types that torch computes in: a head in float32 may hide what came before it.
-
-    Unlike hooks and other modes it keeps a module on its fast path, and so all bits.
-    """
-
-    def __init__(self, kinds: set[torch.dtype]) -> None:
-        super().__init__()
-        self.kinds = kinds
-
-    def __torch_dispatch__(self, call: Any, types: Any, inputs: Any = (), named: Any = None) -> Any:
-        output = call(*inputs, **(named or {}))
-        if isinstance(output, Tensor) and output.is_floating_point():
-            self.kinds.add(output.dtype)
-        return output
 
 
 def _said(value: Any) -> str:
