@@ -116,8 +116,10 @@ def _patch(options: argparse.Namespace) -> None:
     if options.dry_run:
         return print(patch.forecast(setup, path, probes, store))
     answer = patch.choose(setup, path, probes, store, options)
-    if answer["status"] in ("BUDGET", "ABOVE_CEILING"):
-        raise ValueError(f"no answer: {answer['advice']}; see --max-evals and --ceiling")
+    remedies = {"BUDGET": "see --max-evals", "ABOVE_CEILING": "see --ceiling",
+                "FLAT": "do the tasks score another model, or are the files equal?"}  # fmt: skip
+    if remedy := remedies.get(answer["status"]):
+        raise ValueError(f"no answer: {answer['advice']}; {remedy}")
     print(json.dumps(answer, indent=1, allow_nan=False) if options.json else card.summary(answer))
     if options.out:
         path.save(options.out, answer["alpha"], metadata=card.metadata(answer), model=setup.model)

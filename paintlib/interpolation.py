@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -281,11 +281,12 @@ class WeightPath:
         return targets
 
 
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     """Set the running statistics of `model`'s BatchNorm layers to their averages over `batches`.
 
-    Each batch counts the same: of images `(n, ...)`, or a pair of images and labels. `model` is
-    changed in place, but for its modes and momenta. ValueError if there is no batch.
+    Each batch counts the same: images `(n, ...)`, a pair of images and labels, or a dict of what
+    the model is called with. `model` is changed in place, but for its modes and momenta. ValueError
+    if there is no batch.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
@@ -296,7 +297,10 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor | Sequence[T
                 undo.callback(vars(norm).update, training=norm.training, momentum=norm.momentum)
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True  # None: the plain average
-            model(batch if isinstance(batch, Tensor) else batch[0])
+            if isinstance(batch, Mapping):
+                model(**batch)
+            else:
+                model(batch if isinstance(batch, Tensor) else batch[0])
     if norms and not count:
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from paintlib.fits import Fit, _interpolate, fit_quintic
-from paintlib.objective import Alpha, PairObjective
+from paintlib.objective import Alpha, ImageScores, PairObjective
 from paintlib.solver import Bracket, Evaluation, Known, Solution, Status, XTol, log_quintic
 
 __all__ = ["Ceiling", "errors", "highest_rise", "under"]
@@ -26,36 +26,45 @@ class Ceiling(NamedTuple):
     """A limit on one task: L(alpha) <= (1 + rise) L(0), a fraction, with a probability.
 
     The probability is that of drawing other images of the task, 0.5 for the means as they are.
+    `start` is what its images cost zero-shot, by default at alpha = 0, where a path with a step
+    `after` each write no longer has the checkpoint's own loss.
     """
 
     task: str
     rise: float
     probability: float = 0.95
+    start: ImageScores | None = None
 
 
-def highest_rise(objective: PairObjective, task: str, alpha: Alpha,
-                 probability: float = 0.95) -> float:  # fmt: skip
+def highest_rise(objective: PairObjective, task: str, alpha: Alpha, probability: float = 0.95,
+                 start: ImageScores | None = None) -> float:  # fmt: skip
     """Return what L(alpha) / L(0) - 1 of a task is below, with a `probability` between 0 and 1.
 
     The one-sided limit of a ratio of two losses of the same images, to first order (the delta
     method); a normalisation and weights have no say. It evaluates `alpha` where that is not known.
+    `start` is as for `Ceiling`.
     """
     if task not in objective.names:
         raise ValueError(f"no task is called {task!r}; choose from {', '.join(objective.names)}")
     if not 0 < probability < 1:
         raise ValueError(f"probability is {probability}; give one between 0 and 1, say 0.95")
-    start, here = _both(objective, task, alpha)
+    before, here = _both(objective, task, alpha, start)
     if len(here) < 2 and probability != 0.5:
         raise ValueError(f"task {task!r} has one image, which tells no sampling error: give more, "
                          "or the probability 0.5")  # fmt: skip
-    ratio = float(here.mean() / start.mean())
-    spread = float(np.std(here - ratio * start)) / math.sqrt(len(here)) / float(start.mean())
+    ratio = float(here.mean() / before.mean())
+    spread = float(np.std(here - ratio * before)) / math.sqrt(len(here)) / float(before.mean())
     return ratio - 1 + float(special.ndtri(probability)) * spread
 
 
-def _both(objective: PairObjective, task: str, alpha: Alpha) -> list[NDArray[np.float64]]:
+def _both(objective: PairObjective, task: str, alpha: Alpha,
+          start: ImageScores | None) -> list[NDArray[np.float64]]:  # fmt: skip
     which = objective.names.index(task)
-    both = [objective.images(a)[which].losses for a in (objective.origin, alpha)]
+    before = start or objective.images(objective.origin)[which]
+    here = objective.images(alpha)[which]
+    both = [before.losses, here.losses]
+    if len(both[0]) != len(both[1]) or len({before.digest, here.digest} - {""}) > 1:
+        raise ValueError(f"the start of the ceiling on {task!r} is of other images; give the same")
     if not both[0].mean() > 0:
         raise ValueError(f"task {task!r} has a zero-shot loss of {both[0].mean():.3g}; the rise of "
                          "a ceiling is a share of a positive loss")  # fmt: skip
@@ -73,11 +82,11 @@ def errors(objective: PairObjective, ceilings: Sequence[Ceiling],
         return math.nan, 0.0
     near = sorted(sorted(found.trace, key=lambda s: abs(s.alpha - found.alpha))[:4])
     alphas, gaps = [sample.alpha for sample in near], []
-    for task, rise, probability in ceilings:
-        heights = [highest_rise(objective, task, alpha, probability) for alpha in alphas]
+    for task, rise, probability, start in ceilings:
+        heights = [highest_rise(objective, task, a, probability, start) for a in alphas]
         slope = abs(float(_interpolate(alphas, heights).deriv()(found.alpha))) or math.nan
-        above = abs(highest_rise(objective, task, found.alpha, probability) - rise)
-        a, b = _both(objective, task, found.alpha)
+        above = abs(highest_rise(objective, task, found.alpha, probability, start) - rise)
+        a, b = _both(objective, task, found.alpha, start)
         # `highest_rise` without each image, by the sums of a, b and their products
         a, b, aa, ab, bb = (x.sum() - x for x in (a, b, a * a, a * b, b * b))
         spread = np.sqrt(np.maximum(bb - 2 * (b / a) * ab + (b / a) ** 2 * aa, 0.0)) / a
@@ -103,7 +112,7 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
     """
 
     def above(sample: Evaluation) -> list[float]:
-        rises = [highest_rise(objective, c.task, sample.alpha, c.probability) for c in ceilings]
+        rises = [highest_rise(objective, c.task, sample.alpha, *c[2:]) for c in ceilings]
         pairs = zip(rises, ceilings, strict=True)
         return [math.log(max(1 + rise, 1e-12) / (1 + ceiling.rise)) for rise, ceiling in pairs]
 
@@ -111,8 +120,9 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
         raise ValueError("no ceiling is given; without one use solver.log_quintic")
     for ceiling in ceilings:
         if not (math.isfinite(ceiling.rise) and ceiling.rise > -1):
-            raise ValueError(f"{ceiling}: the rise is a fraction of the loss above -1, say 0.01")
-        highest_rise(objective, ceiling.task, objective.origin, ceiling.probability)
+            raise ValueError(f"task {ceiling.task!r} may rise by {ceiling.rise}: the rise is a "
+                             "fraction of the loss above -1, say 0.01")  # fmt: skip
+        highest_rise(objective, ceiling.task, objective.origin, *ceiling[2:])
     mine = [sample for sample in known if objective.known(sample.alpha)]
     free = log_quintic(objective, bracket, xtol=xtol, max_evals=max_evals, known=mine)
     logs = {sample: above(sample) for sample in free.trace}

@@ -1,6 +1,7 @@
 """The command `paintlib patch`: the tasks of a user on a path, and what is known of the answer."""
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -27,7 +28,7 @@ from paintlib.store import Store
 
 __all__ = ["Probe", "Setup", "check", "choose", "find_setup", "forecast", "rehearse"]
 
-HELD_OUT = " (held out)"  # behind a task's name in the store
+HELD_OUT, BARE = " (held out)", " (without after)"  # behind a task's name in the store
 KEPT, DROWNS = 0.9, 20.0  # of a patch that rounding leaves; times the range of another task's loss
 
 
@@ -38,7 +39,8 @@ class Setup:
     Args:
         tasks: a `TaskLoss` per name, all on one model; alpha is chosen on their images.
         held_out: of some or all of the names, images that take no part in the choice.
-        after: called with the model after each write of its weights (`reestimate_batchnorm`).
+        after: called with the model after each write of its weights (`reestimate_batchnorm`); what
+            the patch is compared with are the checkpoints without it.
     """
 
     tasks: Mapping[str, TaskLoss]
@@ -145,10 +147,11 @@ def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> st
         )
     tensors = setup.model.state_dict().values()
     taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
+    more = ", the ends without after= 2" if setup.after else ""
     return "\n".join([
         *about, f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",
         f"memory: {taken:.2f} GiB for both ends and the model",
-        f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21",
+        f"time: about {total:.2g} s per evaluation; a search takes 5 to 8 of them, a grid 21{more}",
         f"{store.file}: {max(len(store.alphas(name)) for name in setup.tasks)} evaluations",
     ])  # fmt: skip
 
@@ -160,14 +163,16 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
     `options` are those of the command. Progress goes to stderr. What does not exist is None, a
     difference is `[difference, standard error]`, on the same images.
     """
-    number = itertools.count(1)
+    number, bare = itertools.count(1), copy.copy(path)
+    bare.after = None
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
-        path.set_(setup.model, alpha)
-        tasks = [setup.rows[name] for name in missing]
-        counts: list[Any] = [probes[name].images for name in missing]
+        (bare if missing[0].endswith(BARE) else path).set_(setup.model, alpha)
+        names = [name.removesuffix(BARE) for name in missing]
+        tasks = [setup.rows[name] for name in names]
+        counts: list[Any] = [probes[name].images for name in names]
         total = None if None in counts else sum(counts)
-        beside = HELD_OUT if missing[0].endswith(HELD_OUT) else ""
+        beside = "".join(mark for mark in (HELD_OUT, BARE) if mark in missing[0])
         said = f"evaluation {next(number)}{beside}, alpha = {alpha:.4f}"
 
         def watched(batches: Iterable[Any]) -> Iterator[Any]:
@@ -180,17 +185,38 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
             return [task.evaluate() for task in seen]
 
     def replay(names: list[str], kind: str, weights: Sequence[float] | None) -> PairObjective:
-        counts = [probes[name].classes for name in names]
+        counts = [probes[name.removesuffix(BARE)].classes for name in names]
         return PairObjective.replay(store, names, counts, kind, evaluate=evaluate, weights=weights)
 
+    def checkpoints(names: Iterable[str]) -> list[tuple[ImageScores, ...]]:
+        ends = replay([name + BARE for name in names], "none", None)
+        return [ends.images(alpha) for alpha in (0.0, 1.0) if ends(alpha)]  # or it is not finite
+
+    def compare(objective: PairObjective) -> dict[str, Any]:
+        if not setup.after:
+            return _measured(objective, found.alpha)
+        start, end = checkpoints(objective.names)
+        places = Store(None)
+        for place, rows in {0.0: start, 0.5: objective.images(found.alpha), 1.0: end}.items():
+            places.put(place, dict(zip(objective.names, rows, strict=True)))
+        scales = zip(objective.weights, objective.normalisers, strict=True)
+        weights = [weight / scale.unit for weight, scale in scales]
+        both = PairObjective.replay(places, objective.names, objective.classes, "none",
+                                    weights=weights)  # fmt: skip
+        return _measured(both, 0.5)
+
+    starts: dict[str, ImageScores] = {}
+    if setup.after:  # first, so that an end whose loss is not finite costs no search
+        starts = dict(zip(setup.tasks, checkpoints(setup.tasks)[0], strict=True))
     objective = replay(list(setup.tasks), options.normalisation, options.weights)
-    found, ceilings = _search(objective, options)
+    found, ceilings = _search(objective, options, starts)
     if found.status is solver.Status.AT_CEILING:
         (stderr, numerical), bound = limits.errors(objective, ceilings, found), None
     else:
         error, bound = sampling.standard_error(objective, found), sampling.bound(objective, found)
         stderr, numerical = error.alpha if error else math.nan, _numerical_error(found)
-    measured, beside = _measured(objective, found.alpha), {}
+    measured, beside = compare(objective), {}
+    same = _measured(objective, found.alpha)["gain"] if setup.after else {}
     by_name = dict(zip(setup.tasks, objective.weights, strict=True))
     for task, scale in zip(measured["tasks"].values(), objective.normalisers, strict=True):
         task["scale"] = scale.unit
@@ -198,7 +224,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         units = [by_name[name] / measured["tasks"][name]["scale"] for name in held_out]
         whole = len(held_out) == len(by_name)  # else there is no sum
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
-        beside = _measured(other, found.alpha) | ({} if whole else {"gain": {}})
+        beside = compare(other) | ({} if whole else {"gain": {}})
     kind = nn.modules.batchnorm._BatchNorm
     norms = any(isinstance(module, kind) or "BatchNorm" in type(module).__name__
                 for module in setup.model.modules())  # fmt: skip
@@ -207,25 +233,25 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         "numerical_error": numerical, "advice": found.status.value,
         "solver": options.solver, "normalisation": objective.normalisation, "weights": by_name,
         "bound": bound and [bound.alpha, "at most" if bound.below else "at least"],
-        "ceilings": {task: [rise, limits.highest_rise(objective, task, found.alpha, sure), sure]
-                     for task, rise, sure in ceilings},
+        "ceilings": {c.task: [c.rise, limits.highest_rise(objective, c.task, found.alpha, *c[2:]),
+                              c.probability] for c in ceilings},
         "bracket": options.bracket, "trace": sorted(found.trace),
         "evaluations": len(objective.evaluated), **measured, "held_out": beside,
+        "gain_with_after": same,  # over the ends as it leaves them
         "batchnorm": ("set by after=" if setup.after else "interpolated") if norms else None,
         "parents": dict(zip(("zero_shot", "fine_tuned"), path.digests, strict=True)),
         "store": hashlib.sha256(store.file.read_bytes()).hexdigest(),
         "versions": {"paintlib": __version__, "torch": torch.__version__},
     }  # fmt: skip
     told["warnings"] = list(_warnings(path, objective, found, told))
-    if setup.after:
-        what = "the ends are measured as after= leaves them, not as the checkpoints have them"
-        told["warnings"].append(f"{what}: ceilings and gains refer to these ends")
     return dict(json.loads(json.dumps(told), parse_constant=lambda _: None))
 
 
-def _search(objective: PairObjective, options: argparse.Namespace
+def _search(objective: PairObjective, options: argparse.Namespace,
+            starts: Mapping[str, ImageScores],
             ) -> tuple[solver.Solution, list[limits.Ceiling]]:  # fmt: skip
-    ceilings = [limits.Ceiling(task, rise) for task, rise in options.ceiling]
+    ceilings = [limits.Ceiling(task, rise, start=starts.get(task))
+                for task, rise in options.ceiling]  # fmt: skip
     if twice := {c.task for c in ceilings if sum(c.task == other.task for other in ceilings) > 1}:
         raise ValueError(f"task {min(twice)!r} has two ceilings; give the lower one")
     budget: dict[str, Any] = {"max_evals": options.max_evals}
@@ -249,7 +275,7 @@ def rehearse(setup: Setup, probes: Probes, options: argparse.Namespace) -> None:
         None, names, [probes[name].classes for name in names], options.normalisation,
         evaluate=made_up, weights=options.weights,
     )  # fmt: skip
-    _search(objective, options)
+    _search(objective, options, {})
 
 
 def _size(batch: Any) -> int:
@@ -311,8 +337,10 @@ def _warnings(path: WeightPath, objective: PairObjective, found: solver.Solution
     if parts.max() > DROWNS * parts.min():
         what = f"changes by {parts.max():.3g} along the path, the other's by {parts.min():.3g}"
         yield f"the scale of task {most!r} drowns {least!r}: its normalised loss {what}"
-    for on, measured in (("", told), (" on held-out images", told["held_out"])):
-        for end, (fall, error) in measured.get("gain", {}).items():
+    gains = {"": told["gain"], " on held-out images": told["held_out"].get("gain", {}),
+             ", after= being called there too": told["gain_with_after"]}  # fmt: skip
+    for on, by_end in gains.items():
+        for end, (fall, error) in by_end.items():
             if fall <= SURE * error:
                 yield f"the patch is no better than the {PLACES[end]} end beyond its error{on}"
     for (name, task), count in zip(told["tasks"].items(), objective.classes, strict=True):

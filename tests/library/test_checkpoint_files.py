@@ -609,8 +609,10 @@ def test_batchnorm_estimation_changes_statistics_alone():
         model(pictures(1, 1.0)[0][0])
     paintlib.reestimate_batchnorm(model, [images for images, _ in pictures(1, 1.0)])
     kept = untied(model.state_dict())
-    paintlib.reestimate_batchnorm(model, pictures(1, 1.0))  # dropout is off: the same once more
-    same(model.state_dict(), kept)
+    named = [{"input": images} for images, _ in pictures(1, 1.0)]  # of Sequential.forward
+    for batches in (pictures(1, 1.0), named):  # dropout is off: the same once more
+        paintlib.reestimate_batchnorm(model, batches)
+        same(model.state_dict(), kept)
     assert (model[1].momentum, model[1].training, model[3].training) == (0.3, True, False)
     assert model[1].num_batches_tracked == 3 and not model[0].weight.grad
     same(dict(model.named_parameters()), before)

@@ -121,8 +121,9 @@ def test_ceilings_of_several_of_three_tasks_all_hold():
     found = limits.under(objective, ceilings)
     alone = [limits.under(tasks.objective(weights=(1, 2, 1)), [own]).alpha for own in ceilings]
     assert found.alpha == pytest.approx(min(alone), abs=0.01) and alone[1] < alone[0] - 0.02
-    for task, rise, probability in ceilings:
-        assert limits.highest_rise(objective, task, found.alpha, probability) <= rise
+    for ceiling in ceilings:
+        rise = limits.highest_rise(objective, ceiling.task, found.alpha, ceiling.probability)
+        assert rise <= ceiling.rise
     assert len(found.trace[0].parts) == 3
 
 
@@ -183,6 +184,31 @@ def test_ceiling_on_one_image_is_its_mean_or_refused():
     assert limits.highest_rise(one, "keep", 0.5, 0.5) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="task 'keep' has one image, .*or the probability 0.5"):
         limits.highest_rise(one, "keep", 0.5)
+
+
+def test_ceiling_of_a_start_that_alpha_0_does_not_have():
+    tasks, rise = Tasks(0), 0.1
+    lower = ImageScores(0.97 * tasks.losses(0.0, 0), np.ones(300, bool))
+    ceiling, objective = Ceiling("keep", rise, 0.95, lower), tasks.objective()
+    found = limits.under(objective, [ceiling])
+    there = tasks.losses(found.alpha, 0)
+    ratio = there.mean() / lower.losses.mean()
+    error = np.std(there - ratio * lower.losses) / lower.losses.mean() / math.sqrt(300)
+    highest = ratio - 1 + special.ndtri(0.95) * error
+    assert rise - 0.02 < highest <= rise
+    told = limits.highest_rise(objective, "keep", found.alpha, 0.95, lower)
+    assert told == pytest.approx(highest)
+    plain = limits.under(tasks.objective(), [ceiling._replace(start=None)])
+    assert found.status is plain.status is Status.AT_CEILING and found.alpha < plain.alpha - 0.01
+    own, theirs = (limits.errors(tasks.objective(), [Ceiling("keep", rise, 0.95, start)], answer)[0]
+                   for start, answer in ((lower, found), (None, plain)))  # fmt: skip
+    assert 0.5 < own / theirs < 2 and own != theirs
+    named = PairObjective.replay(None, ["keep"], [4], evaluate=lambda alpha, _: [
+        lower._replace(digest="a")])  # fmt: skip
+    few = ImageScores(lower.losses[1:], lower.correct[1:])
+    for other in (few, lower._replace(digest="b")):
+        with pytest.raises(ValueError, match="start of the ceiling on 'keep' is of other images"):
+            limits.under(named, [ceiling._replace(start=other)])
 
 
 def test_known_evaluations_are_not_paid_for_again():

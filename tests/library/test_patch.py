@@ -365,6 +365,12 @@ def result(value):
     return lambda folder, monkeypatch: give(monkeypatch, value)
 
 
+def another_model(folder, monkeypatch):
+    made, other = setup(held_out=False), network(4)
+    tasks = {name: dataclasses.replace(task, logits=other) for name, task in made.tasks.items()}
+    give(monkeypatch, Setup(tasks))
+
+
 def raising(folder, monkeypatch):
     def tasks():
         return {}["missing"]
@@ -403,6 +409,8 @@ BAD = {
     "result": ([], result({"keep": 1}), r"mine:tasks returns a dict, not a Setup"),
     "own error": ([], raising, r"KeyError: 'missing' \(test_patch\.py, line \d+"),
     "model": ([], wrong(model=nn.Linear(6, 4).eval()), r"tensors are on one side only"),
+    "equal": ([], lambda *_: shutil.copy(*ENDS), r"no answer: .* or are the files equal"),
+    "another": (["--out", "p.safetensors"], another_model, r"no answer: .* score another model"),
     "training": ([], wrong(model=network(3).train()), r"training mode"),
     "batch": ([], no_batch, r"task 'keep' has no batch"),
     "held out": ([], not_held_out, r"chosen on the held-out images of 'repair'; give others"),
@@ -650,8 +658,9 @@ def valleys(monkeypatch):
 
 def batchnorm(monkeypatch, **options):
     def build(seed):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+        torch.manual_seed(1)
+        body = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        return nn.Sequential(*body, end(seed)[3]).eval()
 
     for name, seed in zip(ENDS, (1, 2), strict=True):
         save_file(build(seed).state_dict(), name)
@@ -707,14 +716,61 @@ def test_warning_of_a_patch_no_better_than_an_end(folder, monkeypatch, capsys):
 
 def test_after_is_called_at_each_alpha_before_the_losses(folder, monkeypatch, capsys):
     calls = []
-    batchnorm(monkeypatch, after=lambda model: calls.append(float(model[0].bias[0].detach())))
+    batchnorm(monkeypatch, after=lambda model: calls.append(float(model[2].bias[0].detach())))
     told = answer(capsys, "--out", "p.safetensors")
     assert not any("BatchNorm" in warning for warning in told["warnings"])
-    assert any("the ends are measured as after= leaves them" in w for w in told["warnings"])
     with safe_open("p.safetensors", "pt") as file:
         assert file.metadata()["paintlib.batchnorm"] == told["batchnorm"] == "set by after="
     del calls[-1]  # of the patched weights
     assert len(set(calls)) == told["evaluations"] == len(calls) - 2  # and twice for the check
+
+
+def test_with_after_the_ends_are_the_checkpoints_as_they_are(folder, monkeypatch, capsys):
+    few = [images * 0.9 for images, _ in labelled(end(3), 9)]
+    steps = []
+
+    def after(model):
+        reestimate_batchnorm(model, few)
+        steps.append(model)
+
+    def mean(name, file):  # of a file in a plain model
+        task = sys.modules["mine"].tasks().tasks[name]
+        task.model.load_state_dict(load_file(file))
+        return task.score()
+
+    batchnorm(monkeypatch, after=after)
+    rise = 0.35
+    told = answer(capsys, "--ceiling", f"keep={rise}", "--out", "p.safetensors")
+    paid = len(steps)
+    again = answer(capsys, "--ceiling", f"keep={rise}")
+    assert again == {**told, "evaluations": 0} and len(steps) - paid == 2  # for the check
+    gains = {place: 0.0 for place in ("zero_shot", "fine_tuned")}
+    for name, task in told["tasks"].items():
+        patched = mean(name, "p.safetensors")
+        for place, file in zip(gains, ENDS, strict=True):
+            there = mean(name, file)
+            assert task[place]["loss"] == pytest.approx(there.loss, rel=1e-5)
+            assert task[place]["accuracy"] == there.accuracy
+            gains[place] += (there.loss - patched.loss) / task["scale"]
+    for place, gain in gains.items():
+        assert told["gain"][place][0] == pytest.approx(gain, abs=1e-5)
+    (_, highest, _), start = told["ceilings"]["keep"], mean("keep", ENDS[0]).loss
+    own = mean("keep", "p.safetensors").loss / start - 1
+    assert told["status"] == "AT_CEILING" and 0.1 < own < highest <= rise
+
+
+def test_patch_that_owes_its_gain_to_after_is_told(folder, monkeypatch, capsys):
+    batchnorm(monkeypatch, after=lambda model: model[1].running_mean.zero_())
+    for file in ENDS:
+        save_file({**load_file(file), "1.running_mean": torch.linspace(-8, 8, 8)}, file)
+    made = sys.modules["mine"].tasks()
+    few = {name: TaskLoss(made.model, [tuple(part[:12] for part in task.batches[0])])
+           for name, task in made.tasks.items()}  # fmt: skip
+    give(monkeypatch, dataclasses.replace(made, tasks=few))
+    told = answer(capsys, "--max-evals", "40")
+    assert all(fall > 1.96 * error for fall, error in told["gain"].values())
+    said = [warning for warning in told["warnings"] if "the patch is no better than" in warning]
+    assert said and all(warning.endswith(", after= being called there too") for warning in said)
 
 
 def test_a_step_after_each_write_that_shuffles_is_refused(folder, monkeypatch, capsys):
