@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--except", dest="except_", nargs="+", default=(), metavar="NAME",
         help="tensors that stay as the model has them; patterns as head.*")  # fmt: skip
     add("--only", nargs="+", default=(), metavar="NAME", help="tensors that move, likewise")
-    add("--entry", metavar="NAME", help="the state dict, in files that hold several")
+    add("--entry", nargs="+", default=[None], metavar="NAME", help="the state dict (of each file)")
     add("--base", help="the checkpoint that two LoRA adapters add to")
     add("--weights", nargs="+", type=float, metavar="W", help="how much each task counts")
     add("--ceiling", action="append", default=[], metavar="TASK=RISE", type=_ceiling,
@@ -103,7 +103,7 @@ def _patch(options: argparse.Namespace) -> None:
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)
-    path = WeightPath.load(*parents, base=options.base, entry=options.entry,
+    path = WeightPath.load(*parents, base=options.base, entry=tuple(options.entry * 2)[:2],
                            only=options.only, except_=options.except_,
                            after=setup.after)  # fmt: skip
     if (first := next(chain(setup.model.parameters(), setup.model.buffers()), None)) is None:

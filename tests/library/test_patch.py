@@ -478,6 +478,12 @@ def test_entry_and_base_name_what_the_errors_ask_for(folder, capsys):
     assert main(command) == 1
     assert "choose by entry='model'" in capsys.readouterr().err
     assert main([*command, "--entry", "model"]) == 0
+    capsys.readouterr()
+    each = ["--entry", "model", "ema", "--store", "ema.npz"]
+    assert main([*command[:-1], "--json", *each]) == 0
+    told = json.loads(capsys.readouterr().out)["parents"]
+    expected = WeightPath(end(1), end(3)).digests
+    assert (told["zero_shot"], told["fine_tuned"]) == expected
     for folder in ("a", "b"):
         adapter(Path(folder))
     command[1:3] = ["a", "b"]
