@@ -17,6 +17,7 @@ from paintlib.fits import log_spline
 from paintlib.normalisation import NORMALISATIONS
 
 DENSE = np.linspace(0.0, 1.0, 2001)
+GIVEN_UP = "patching points given up, validation images"
 
 Floats = NDArray[np.float64]
 Choice = tuple[str, float, int]  # a rule, its alpha, its evaluations
@@ -58,6 +59,19 @@ class Truth:
         """Return the alpha of the lowest sum, and that sum."""
         values = self.sum(DENSE)
         return float(DENSE[values.argmin()]), float(values.min())
+
+
+def price(pairs: Sequence[report.Pair]) -> dict[str, float]:
+    """Return the points that the quintic's alpha keeps, and gives up, against PAINT's rule."""
+    changes = []
+    for pair in pairs:
+        rows = np.array([pair["curves"][role]["accuracy"] for role in report.ROLES])
+        curve = PchipInterpolator(pair["curves"]["alphas"], rows, axis=1)
+        changes.append(
+            curve(pair["solutions"]["quintic"]["alpha"]) - rows[:, rows.mean(0).argmax()]
+        )
+    kept, gained = 100 * np.mean(changes, 0)
+    return {"supported points kept, validation images": float(kept), GIVEN_UP: -float(gained)}
 
 
 def by_pair(folder: Path | str) -> pd.DataFrame:

@@ -51,7 +51,7 @@ CAPTION_NOISE = 0.08
 # lacks. Patching pictures look alike, so learning them helps: the rest of the backward transfer.
 WILD_SHARE = 0.5
 # Share of a patching task's captioned pictures already drawn in its target style (times the
-# task's own `Web.leak`): without it zero-shot accuracy sits near chance.
+# task's own `Web.leak`), which raises its zero-shot accuracy.
 TARGET_STYLE_LEAK = 0.05
 # Share of the captioned set that shows the objects of the supported tasks.
 OBJECT_SHARE = 0.65
