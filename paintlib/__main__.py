@@ -95,9 +95,15 @@ def _patch(options: argparse.Namespace) -> None:
     from paintlib.store import Store
 
     parents = options.zero_shot, options.fine_tuned
-    if options.out:
-        _refuse_to_overwrite(Path(options.out), [*parents, options.base or ""])
     card_file = Path(options.report or "", "README.md")
+    written = {"out": options.out, "store": options.store, "report": options.report and card_file}
+    for name, file in written.items():
+        folders = Path(file).absolute().parents if file else [Path()]
+        place = next(folder for folder in folders if folder.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise ValueError(f"--{name}: nothing can be written to {place}; name another folder")
+    if options.out:
+        _refuse_to_overwrite(Path(options.out), [*parents, options.base or "", options.store])
     if options.report and card_file.exists() and card.TAGS not in card_file.read_text("utf-8"):
         raise ValueError(f"{card_file} is no model card of paintlib; give --report another folder")
     if options.ceiling and options.solver != "log_quintic":
@@ -136,11 +142,8 @@ def _refuse_to_overwrite(out: Path, sources: Sequence[str]) -> None:
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out} is no .safetensors file; name one")
     files = [locate(name).resolve() for name in sources if name and Path(name).exists()]
-    if out.resolve() in files:
-        raise ValueError(f"--out {out} is one of the checkpoints; name another file")
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ValueError(f"--out {out}: nothing can be written to {place}; name another folder")
+    if out.resolve() in (*files, Path(sources[-1]).resolve()):
+        raise ValueError(f"--out {out} is one of the checkpoints or the store; name another file")
     try:
         with safe_open(out, "pt") if out.exists() else nullcontext() as file:
             mine = file is None or "paintlib.alpha" in (file.metadata() or {})

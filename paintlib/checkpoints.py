@@ -28,7 +28,8 @@ KINDS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin
          "*.ckpt")  # fmt: skip
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-         torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
+         torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+         torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
 FACTORS = {"B.weight": "A.weight", "embedding_B": "embedding_A", "B.bias": "A.weight"}
 
 

@@ -187,7 +187,8 @@ class WeightPath:
             for name, tensor in tensors.values():
                 start, end = self._ends[self._ties.get(name, name)]
                 if start.is_floating_point():
-                    tensor.detach().add_(end, alpha=share).sub_(start, alpha=share)
+                    wide = tensor.detach().to(self.dtype)  # rounds half precision once
+                    tensor.detach().copy_(wide.add_(end, alpha=share).sub_(start, alpha=share))
         return model
 
     def save(self, file: Path | str, alpha: float, *, metadata: Mapping[str, str] | None = None,
@@ -262,6 +263,10 @@ class WeightPath:
         tensors = self._named(checkpoints.tensors(model.state_dict(keep_vars=True)))
         targets = {n: tensor for n, tensor in tensors.items() if self._ties.get(n, n) in self._ends}
         theirs = {self._ties.get(name, name): tensor for name, tensor in targets.items()}
+        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        if odd := [n for n, t in theirs.items() if t.untyped_storage().data_ptr() not in own]:
+            said = f"{odd[0]!r} in the state_dict() of the model is a copy"
+            raise ValueError(f"{said}, and writing there changes nothing; remove the hook it is of")
         homes: dict[object, str] = {}  # of memory
         for home, tensor in theirs.items():
             first = homes.setdefault(_memory(tensor), home)
@@ -276,7 +281,7 @@ class WeightPath:
             fits = tensor.dtype in (self.dtype, self._dtypes[name])
             if start.is_floating_point() and not (fits and tensor.device == start.device):
                 sides = f"{tensor.dtype} on {tensor.device}, the path is {self.dtype}"
-                remedy = f"on {start.device}; convert one of them (model.float(), path.to(device))"
+                remedy = f"on {start.device}; convert one: model.to({self.dtype}), path.to(device)"
                 raise ValueError(f"{name!r} of the model is {sides} {remedy}")
         return targets
 
@@ -286,13 +291,18 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Each batch counts the same: images `(n, ...)`, a pair of images and labels, or a dict of what
     the model is called with. `model` is changed in place, but for its modes and momenta. ValueError
-    if there is no batch.
+    if there is no batch, or no layer or another kind of layer with such statistics.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
+    theirs = {id(norm.running_mean) for norm in norms}
+    odd = [n for n, t in model.named_buffers() if "running_mean" in n and id(t) not in theirs]
+    if odd or not norms:
+        which = f"{odd[0]!r} is of another layer" if odd else "the model has none"
+        raise ValueError(f"running statistics of BatchNorm are wanted, but {which}; leave it out")
     count = 0
     with torch.no_grad(), contextlib.ExitStack() as undo:
-        for count, batch in enumerate(batches if norms else (), 1):
+        for count, batch in enumerate(batches, 1):
             for norm in norms if count == 1 else ():
                 undo.callback(vars(norm).update, training=norm.training, momentum=norm.momentum)
                 norm.reset_running_stats()
@@ -301,7 +311,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
                 model(**batch)
             else:
                 model(batch if isinstance(batch, Tensor) else batch[0])
-    if norms and not count:
+    if not count:
         raise ValueError("no batch to estimate BatchNorm from: `batches` is empty or used up")
 
 

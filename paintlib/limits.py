@@ -53,8 +53,14 @@ def highest_rise(objective: PairObjective, task: str, alpha: Alpha, probability:
         raise ValueError(f"task {task!r} has one image, which tells no sampling error: give more, "
                          "or the probability 0.5")  # fmt: skip
     ratio = float(here.mean() / before.mean())
-    spread = float(np.std(here - ratio * before)) / math.sqrt(len(here)) / float(before.mean())
-    return ratio - 1 + float(special.ndtri(probability)) * spread
+    spread = float(np.linalg.norm(here - ratio * before) / before.sum())
+    return ratio - 1 + _quantile(len(here), probability) * spread
+
+
+def _quantile(images: int, probability: float) -> float:
+    """Return that of Student's t for a mean, over the root of the share of its variance seen."""
+    seen = max(images - 1, 1)
+    return float(special.stdtrit(seen, probability)) * math.sqrt(images / seen)
 
 
 def _both(objective: PairObjective, task: str, alpha: Alpha,
@@ -90,7 +96,7 @@ def errors(objective: PairObjective, ceilings: Sequence[Ceiling],
         # `highest_rise` without each image, by the sums of a, b and their products
         a, b, aa, ab, bb = (x.sum() - x for x in (a, b, a * a, a * b, b * b))
         spread = np.sqrt(np.maximum(bb - 2 * (b / a) * ab + (b / a) ** 2 * aa, 0.0)) / a
-        rises = b / a + special.ndtri(probability) * spread
+        rises = b / a + _quantile(len(a) - 1, probability) * spread
         gaps.append((above / slope, float(rises.std()) * math.sqrt(len(rises) - 1) / slope))
     distance, error = min(gaps)
     return error, distance
@@ -124,6 +130,8 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
                              "fraction of the loss above -1, say 0.01")  # fmt: skip
         highest_rise(objective, ceiling.task, objective.origin, *ceiling[2:])
     mine = [sample for sample in known if objective.known(sample.alpha)]
+    if bracket[0] < 0.0 < bracket[1] and objective.known(0.0):  # paid for, and often obeys
+        mine.append(Evaluation(0.0, math.fsum(objective(0.0)), objective(0.0)))
     free = log_quintic(objective, bracket, xtol=xtol, max_evals=max_evals, known=mine)
     logs = {sample: above(sample) for sample in free.trace}
     if max(logs[min(logs, key=lambda sample: sample.value)]) <= 0:

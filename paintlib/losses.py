@@ -50,7 +50,8 @@ class TaskLoss:
             a list or a DataLoader that does not shuffle, not a generator.
         logits: maps images to logits `(n, classes)`, or `(n, classes, t, ...)`, through `model`;
             `model` itself by default.
-        loss: `loss(model, batch)` is what each example of a batch costs, `(n,)`.
+        loss: `loss(model, batch)` is what each example of a batch costs, `(n,)`; of right or wrong
+            (0 or 1) it may be evaluated, but has no slope, and so no sampling error of alpha.
         correct: `correct(model, batch)` is which of them are right, `(n,)`, of bool or fractions.
             A `loss` without it has the accuracy nan.
     """
@@ -98,7 +99,7 @@ class TaskLoss:
                 first.close()  # one batch tells
                 kinds.add(part.dtype)
                 parts.append(part)
-                if sum(len(part.losses) for part in parts) >= least:
+                if least < math.inf and sum(int(part.kept.sum()) for part in parts) >= least:
                     break
             kept = torch.cat([part.kept for part in parts])
             columns = (part.losses for part in parts), (part.hits for part in parts)

@@ -46,14 +46,21 @@ class Setup:
     tasks: Mapping[str, TaskLoss]
     held_out: Mapping[str, TaskLoss] = dataclasses.field(default_factory=dict)
     after: Callable[[nn.Module], object] | None = None
+    _state: dict[str, Any] = dataclasses.field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("there is no task; give a name and its TaskLoss")
+        for name in self.tasks:
+            if not isinstance(name, str) or name.endswith((HELD_OUT, BARE)):
+                what = f"a string that does not end in {HELD_OUT!r} or {BARE!r}"
+                raise ValueError(f"{name!r} is no name for a task; give {what}")
         if odd := sorted(self.held_out.keys() - self.tasks.keys()):
             raise ValueError(f"{odd[0]!r} is no task; the tasks are {', '.join(self.tasks)}")
         if len({id(task.model) for task in self.rows.values()}) > 1:
             raise ValueError("the tasks have several models; give all the one that is patched")
+        if self.after:
+            self._state.update(copy.deepcopy(self.model.state_dict()))
 
     @property
     def model(self) -> nn.Module:
@@ -114,6 +121,9 @@ def check(setup: Setup, path: WeightPath, store: Store, *, labels: bool = False)
         begin = time.perf_counter()
         first = task.evaluate(TWICE)
         seconds = time.perf_counter() - begin
+        if {*first.losses.tolist()} == {0.0, 1.0}:
+            what = f"the loss of task {name!r} is right or wrong, which has no slope"
+            raise ValueError(f"{what}; give a smooth one, and this as correct")
         if setup.after and not probes:  # once is enough to see whether it shuffles
             path.set_(setup.model, 0.0)
         task.repeat(first)
@@ -167,7 +177,11 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
     bare.after = None
 
     def evaluate(alpha: float, missing: Sequence[str]) -> list[ImageScores]:
-        (bare if missing[0].endswith(BARE) else path).set_(setup.model, alpha)
+        if missing[0].endswith(BARE):  # what is not on the path too is as before the first `after`
+            setup.model.load_state_dict(setup._state, strict=False)
+            bare.set_(setup.model, alpha)
+        else:
+            path.set_(setup.model, alpha)
         names = [name.removesuffix(BARE) for name in missing]
         tasks = [setup.rows[name] for name in names]
         counts: list[Any] = [probes[name].images for name in names]
@@ -205,10 +219,12 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
                                     weights=weights)  # fmt: skip
         return _measured(both, 0.5)
 
-    starts: dict[str, ImageScores] = {}
-    if setup.after:  # first, so that an end whose loss is not finite costs no search
-        starts = dict(zip(setup.tasks, checkpoints(setup.tasks)[0], strict=True))
     objective = replay(list(setup.tasks), options.normalisation, options.weights)
+    for end in (0.0, 1.0):  # before the search, so that one whose loss is not finite costs none
+        objective(end)
+    starts: dict[str, ImageScores] = {}
+    if setup.after:  # behind alpha = 0, by which `check` knows another run's images
+        starts = dict(zip(setup.tasks, checkpoints(setup.tasks)[0], strict=True))
     found, ceilings = _search(objective, options, starts)
     if found.status is solver.Status.AT_CEILING:
         (stderr, numerical), bound = limits.errors(objective, ceilings, found), None
@@ -225,9 +241,7 @@ def choose(setup: Setup, path: WeightPath, probes: Probes, store: Store,
         whole = len(held_out) == len(by_name)  # else there is no sum
         other = replay([name + HELD_OUT for name in held_out], "none", units if whole else None)
         beside = compare(other) | ({} if whole else {"gain": {}})
-    kind = nn.modules.batchnorm._BatchNorm
-    norms = any(isinstance(module, kind) or "BatchNorm" in type(module).__name__
-                for module in setup.model.modules())  # fmt: skip
+    norms = any("running_mean" in name for name, _ in setup.model.named_buffers())
     told = {
         "alpha": found.alpha, "stderr": stderr, "status": found.status.name,
         "numerical_error": numerical, "advice": found.status.value,
@@ -268,7 +282,8 @@ def rehearse(setup: Setup, probes: Probes, options: argparse.Namespace) -> None:
 
     def made_up(alpha: float, names: Sequence[str]) -> list[ImageScores]:
         losses = 1 + ((alpha - low) / (high - low or 1) - np.array([0.4, 0.6])) ** 2
-        return [ImageScores(losses, losses > 0) for _ in names]
+        rows = (losses[: probes[name].images] for name in names)  # of one image, one
+        return [ImageScores(row, row > 0) for row in rows]
 
     names = list(setup.tasks)
     objective = PairObjective.replay(

@@ -524,6 +524,24 @@ def test_save_keeps_each_tensors_own_type(tmp_path):
     assert path.digests == WeightPath(*whole).digests  # that of the numbers
 
 
+@pytest.mark.parametrize("kind", (torch.uint8, torch.uint16, torch.uint32, torch.uint64))
+def test_save_keeps_what_counts_without_a_sign(kind, tmp_path):
+    counts = {"counts": torch.tensor([1, 200]).to(kind)}
+    path = WeightPath({**state(1), **counts}, {**state(2), **counts})
+    path.save(tmp_path / "w.safetensors", 0.5)
+    saved = safetensors.torch.load_file(tmp_path / "w.safetensors")["counts"]
+    assert saved.dtype == kind and saved.tolist() == [1, 200]
+
+
+def test_model_whose_state_dict_is_a_copy_is_refused():
+    model, path = network(3), WeightPath(network(1), network(2))
+    model[0]._register_state_dict_hook(
+        lambda module, state, prefix, _: state.update({n: t.clone() for n, t in state.items()})
+    )
+    with pytest.raises(ValueError, match=r"'0.weight' in the state_dict\(\) .* is a copy"):
+        path.set_(model, 0.5)
+
+
 def test_save_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
     path, file = WeightPath(state(1), state(2)), tmp_path / "w.safetensors"
     path.save(file, 0.0)
@@ -622,7 +640,10 @@ def test_batchnorm_estimation_changes_statistics_alone():
     with pytest.raises(RuntimeError):
         paintlib.reestimate_batchnorm(model, [torch.ones(2, 3, 8, 8)])
     assert (model[1].momentum, model[1].training) == (0.3, True)
-    paintlib.reestimate_batchnorm(network(1), iter(()))  # nothing to do
+    mixed = nn.Sequential(model, nn.InstanceNorm2d(8, track_running_stats=True))
+    for other in (network(1), nn.BatchNorm2d(3, track_running_stats=False), mixed):
+        with pytest.raises(ValueError, match="are wanted, but (the model has none|'1.r)"):
+            paintlib.reestimate_batchnorm(other, pictures(1, 1.0))
 
 
 def test_save_with_a_step_after_each_write_takes_the_model(tmp_path):

@@ -173,6 +173,22 @@ def test_patches_of_tied_tensors_move_them_once():
     torch.testing.assert_close(model[1].weight, expected)
 
 
+def test_patches_in_half_precision_are_rounded_once_each():
+    start = network(1)
+    ends = [network(seed) for seed in (2, 3)]
+    for end in ends:
+        for own, first in zip(end.parameters(), start.parameters(), strict=True):
+            own.data.lerp_(first.data, 0.99)  # small beside the weights
+    start, *ends = (model.bfloat16() for model in (start, *ends))
+    model = WeightPatches(start, ends).set_(network(4).bfloat16(), (0.5, 0.5))
+    for name, first in start.state_dict().items():
+        expected = first
+        for end in ends:
+            step = end.state_dict()[name].float() - first.float()
+            expected = (expected.float() + 0.5 * step).bfloat16()
+        assert (model.state_dict()[name] == expected).float().mean() > 0.95, name
+
+
 def test_patches_call_what_comes_after_and_refuse_other_coefficients():
     seen = []
     both = WeightPatches(network(1), [network(2), network(3), network(4)], after=seen.append)

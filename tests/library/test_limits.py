@@ -193,8 +193,8 @@ def test_ceiling_of_a_start_that_alpha_0_does_not_have():
     found = limits.under(objective, [ceiling])
     there = tasks.losses(found.alpha, 0)
     ratio = there.mean() / lower.losses.mean()
-    error = np.std(there - ratio * lower.losses) / lower.losses.mean() / math.sqrt(300)
-    highest = ratio - 1 + special.ndtri(0.95) * error
+    error = np.std(there - ratio * lower.losses) / lower.losses.mean() / math.sqrt(299)
+    highest = ratio - 1 + special.stdtrit(299, 0.95) * error
     assert rise - 0.02 < highest <= rise
     told = limits.highest_rise(objective, "keep", found.alpha, 0.95, lower)
     assert told == pytest.approx(highest)
@@ -206,6 +206,28 @@ def test_ceiling_of_a_start_that_alpha_0_does_not_have():
     for other in (few, lower._replace(digest="b")):
         with pytest.raises(ValueError, match="start of the ceiling on 'keep' is of other images"):
             limits.under(named, [ceiling._replace(start=other)])
+
+
+@pytest.mark.parametrize("images", (3, 10, 100))
+def test_highest_rise_holds_with_its_probability_for_few_images(images):
+    generator, inside = np.random.default_rng(0), []
+    for _ in range(2000):
+        start = generator.normal(1, 0.05, images)
+        rows = {0.0: start, 1.0: start + generator.normal(0.01, 0.02, images)}
+        scores = {alpha: [ImageScores(row, row > 0)] for alpha, row in rows.items()}
+        objective = PairObjective.replay(
+            None, ["keep"], [4], "none", evaluate=lambda alpha, _, scores=scores: scores[alpha]
+        )
+        inside.append(limits.highest_rise(objective, "keep", 1.0) >= 0.01)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("rise", (0.0, 1e-3))
+def test_zero_shot_end_within_the_bracket_obeys_its_ceiling(rise):
+    """A bracket that begins below 0 need not have it among its samples."""
+    for seed in range(10):
+        found = limits.under(Tasks(seed).objective(), [Ceiling("keep", rise)], (-0.3, 1.2))
+        assert found.status is Status.AT_CEILING and 0.0 in [sample.alpha for sample in found.trace]
 
 
 def test_known_evaluations_are_not_paid_for_again():
@@ -255,7 +277,8 @@ def test_error_of_the_ceiling_is_that_of_the_jackknife(own):
     start = ceiling.start.losses if own else start
     pairs = [(np.delete(start, i), np.delete(here, i)) for i in range(40)]
     ratios = [(b.mean() / a.mean(), a, b) for a, b in pairs]
-    rises = [r + special.ndtri(0.95) * np.std(b - r * a) / 39**0.5 / a.mean() for r, a, b in ratios]
+    quantile = special.stdtrit(38, 0.95)
+    rises = [r + quantile * np.std(b - r * a) / 38**0.5 / a.mean() for r, a, b in ratios]
     error, _ = limits.errors(objective, [ceiling], found)
     slope = np.std(rises) * 39**0.5 / error
     rise = [

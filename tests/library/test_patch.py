@@ -387,10 +387,33 @@ def no_batch(folder, monkeypatch):
     give(monkeypatch, Setup(tasks={"keep": TaskLoss(network(3), [])}))
 
 
-def own_loss(folder, monkeypatch):
+def own_loss(folder, monkeypatch, loss=lambda model, batch: model(batch[0]).square().sum(1)):
     made = setup(held_out=False)
-    keep = TaskLoss(made.model, made.tasks["keep"].batches,
-                    loss=lambda model, batch: model(batch[0]).square().sum(1))  # fmt: skip
+    keep = TaskLoss(made.model, made.tasks["keep"].batches, loss=loss)
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": keep}))
+
+
+def right_or_wrong(folder, monkeypatch):
+    own_loss(
+        folder, monkeypatch, lambda model, batch: (model(batch[0]).argmax(1) != batch[1]) * 1.0
+    )
+
+
+def not_finite(folder, monkeypatch):
+    bias = torch.nn.Parameter(load_file(ENDS[1])["3.bias"])
+
+    def loss(model, batch):
+        each = model(batch[0]).square().sum(1)
+        return each / 0 if torch.equal(model[3].bias, bias) else each
+
+    own_loss(folder, monkeypatch, loss)
+
+
+def one_image(folder, monkeypatch):
+    made = setup(held_out=False)
+    keep = dataclasses.replace(
+        made.tasks["keep"], batches=[tuple(part[:1] for part in made.tasks["keep"].batches[0])]
+    )
     give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": keep}))
 
 
@@ -424,6 +447,11 @@ BAD = {
     "ceiling twice": (["--ceiling", "keep=0.01", "--solver", "grid"], None, r"--ceiling needs"),
     "ceilings": (["--ceiling", "keep=0.01", "--ceiling", "keep=1"], None, r"'keep' has two ceil"),
     "own loss": (["--normalisation", "log_classes"], own_loss, r"needs the number of classes"),
+    "right or wrong": ([], right_or_wrong, r"task 'keep' is right or wrong, which has no slope"),
+    "not finite": (["--bracket", "0", "0.8"], not_finite, r"loss at alpha = 1\.0 is not finite"),
+    "store": (["--store", f"{ENDS[0]}/s.npz"], None, r"--store: nothing can be written to .*zs"),
+    "report": (["--report", ENDS[0]], None, r"--report: nothing can be written to .*zs"),
+    "one image": (["--ceiling", "keep=0"], one_image, r"task 'keep' has one image"),
     "generator": ([], generator, r"batches of task 'keep' are a generator, .* give a list"),
     "no folder": (["--out", f"{ENDS[0]}/p.safetensors"], None, r"nothing can be written to .*zs"),
     "no weights": ([], wrong(model=nn.Tanh().eval()), r"model of the tasks has no weights; give"),
@@ -444,16 +472,27 @@ def test_bad_input_is_told_in_one_sentence_and_never_succeeds(folder, monkeypatc
     assert not Path("patched.pt").exists()
 
 
-LATE = ("normalisation", "bracket", "step", "weights", "ceiling", "ceilings", "no folder")
+LATE = ("normalisation", "bracket", "step", "weights", "ceiling", "ceilings", "no folder", "report",
+        "one image")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LATE)
-def test_options_that_cannot_run_are_refused_before_an_evaluation(folder, capsys, name):
-    options, _, message = BAD[name]
+def test_options_that_cannot_run_are_refused_before_an_evaluation(
+    folder, monkeypatch, capsys, name
+):
+    options, change, message = BAD[name]
+    if change:
+        change(folder, monkeypatch)
     for more in ([], ["--dry-run"]):
         assert patch(*options, *more) == 1
         assert re.search(message, capsys.readouterr().err)
     assert not Path("paintlib.npz").exists()
+
+
+def test_end_whose_loss_is_not_finite_costs_no_search(folder, monkeypatch):
+    not_finite(folder, monkeypatch)
+    assert patch("--bracket", "0", "0.8") == 1
+    assert Store("paintlib.npz").alphas("keep") == (0.0, 1.0)
 
 
 def test_one_image_has_no_error_and_no_crash(folder, monkeypatch, capsys):
@@ -524,6 +563,9 @@ def test_setup_refuses_what_cannot_be_one_patch():
         ({"tasks": {}}, "there is no task"),
         ({"tasks": {"a": task}, "held_out": {"b": task}}, "'b' is no task; the tasks are a"),
         ({"tasks": {"a": task, "b": TaskLoss(network(3), [])}}, "several models"),
+        ({"tasks": {"a": task, "a (held out)": task}}, r"'a \(held out\)' is no name for a task"),
+        ({"tasks": {"a (without after)": task}}, r"'a \(without after\)' is no name for a task"),
+        ({"tasks": {1: task}}, "1 is no name for a task; give a string"),
     ):
         with pytest.raises(ValueError, match=message):
             Setup(**options)
@@ -763,6 +805,38 @@ def test_with_after_the_ends_are_the_checkpoints_as_they_are(folder, monkeypatch
     (_, highest, _), start = told["ceilings"]["keep"], mean("keep", ENDS[0]).loss
     own = mean("keep", "p.safetensors").loss / start - 1
     assert told["status"] == "AT_CEILING" and 0.1 < own < highest <= rise
+
+
+def test_what_after_changes_beside_the_path_is_put_back_for_the_checkpoints(
+    folder, monkeypatch, capsys
+):
+    few = [images for images, _ in labelled(end(3), 9)]
+    batchnorm(monkeypatch, after=lambda model: reestimate_batchnorm(model, few))
+    made = sys.modules["mine"].tasks()
+    before = {name: buffer.clone() for name, buffer in made.model.named_buffers()}
+    told = answer(capsys, "--except", "1.running*", "1.num*")
+    for place, file in (("zero_shot", ENDS[0]), ("fine_tuned", ENDS[1])):
+        made.model.load_state_dict({**load_file(file), **before})
+        for name, task in made.tasks.items():
+            expected = task.score().loss
+            assert told["tasks"][name][place]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_first_evaluation_is_the_one_that_knows_the_images_of_another_run(
+    folder, monkeypatch, capsys
+):
+    """Behind it come the checkpoints without `after`, which nothing compares."""
+    batchnorm(monkeypatch, after=lambda model: None)
+    assert patch() == 0
+    assert re.search(r"^\s*evaluation 1, alpha = 0\.0000", capsys.readouterr().err)
+
+
+def test_images_without_labels_may_come_first(folder, monkeypatch, capsys):
+    made = setup(held_out=False)
+    (x, y), *rest = made.tasks["keep"].batches
+    keep = dataclasses.replace(made.tasks["keep"], batches=[(x, torch.full_like(y, -100)), *rest])
+    give(monkeypatch, dataclasses.replace(made, tasks={**made.tasks, "keep": keep}))
+    assert answer(capsys)["tasks"]["keep"]["images"] == 90 - len(y)
 
 
 def test_patch_that_owes_its_gain_to_after_is_told(folder, monkeypatch, capsys):
