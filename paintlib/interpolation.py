@@ -263,7 +263,8 @@ class WeightPath:
         tensors = self._named(checkpoints.tensors(model.state_dict(keep_vars=True)))
         targets = {n: tensor for n, tensor in tensors.items() if self._ties.get(n, n) in self._ends}
         theirs = {self._ties.get(name, name): tensor for name, tensor in targets.items()}
-        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        held = (t for t in (*model.parameters(), *model.buffers()) if t.layout is torch.strided)
+        own = {t.untyped_storage().data_ptr() for t in held}
         if odd := [n for n, t in theirs.items() if t.untyped_storage().data_ptr() not in own]:
             said = f"{odd[0]!r} in the state_dict() of the model is a copy"
             raise ValueError(f"{said}, and writing there changes nothing; remove the hook it is of")
@@ -291,15 +292,12 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Each batch counts the same: images `(n, ...)`, a pair of images and labels, or a dict of what
     the model is called with. `model` is changed in place, but for its modes and momenta. ValueError
-    if there is no batch, or no layer or another kind of layer with such statistics.
+    if there is no batch, or no such layer.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [m for m in model.modules() if isinstance(m, kind) and m.track_running_stats]
-    theirs = {id(norm.running_mean) for norm in norms}
-    odd = [n for n, t in model.named_buffers() if "running_mean" in n and id(t) not in theirs]
-    if odd or not norms:
-        which = f"{odd[0]!r} is of another layer" if odd else "the model has none"
-        raise ValueError(f"running statistics of BatchNorm are wanted, but {which}; leave it out")
+    if not norms:
+        raise ValueError("the model has no BatchNorm with running statistics; leave this step out")
     count = 0
     with torch.no_grad(), contextlib.ExitStack() as undo:
         for count, batch in enumerate(batches, 1):

@@ -156,7 +156,7 @@ def forecast(setup: Setup, path: WeightPath, probes: Probes, store: Store) -> st
             f"{name}: {size}, loss {first.score.loss:.3g} in the first {len(first.losses)}"
         )
     tensors = setup.model.state_dict().values()
-    taken = 3 * sum(tensor.nbytes for tensor in tensors) / 2**30
+    taken = (4 if setup.after else 3) * sum(tensor.nbytes for tensor in tensors) / 2**30
     more = ", the ends without after= 2" if setup.after else ""
     return "\n".join([
         *about, f"weights: {sum(t.numel() for t in tensors):,} numbers, {path.length:.4g} apart",

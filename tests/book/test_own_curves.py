@@ -172,4 +172,4 @@ def test_reference_is_never_written_to(folder, tmp_path):
 def test_howto_names_the_columns_and_the_command():
     text = (ROOT / "book/howto.md").read_text(encoding="utf-8")
     assert HEADER in text and set(HEADER.split(",")) == set(curves.COLUMNS)
-    assert re.search(r"^python -m experiment curves \S+\.csv --out ", text, flags=re.M)
+    assert re.search(r"^.venv/bin/python -m experiment curves \S+\.csv --out ", text, flags=re.M)

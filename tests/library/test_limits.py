@@ -228,6 +228,9 @@ def test_zero_shot_end_within_the_bracket_obeys_its_ceiling(rise):
     for seed in range(10):
         found = limits.under(Tasks(seed).objective(), [Ceiling("keep", rise)], (-0.3, 1.2))
         assert found.status is Status.AT_CEILING and 0.0 in [sample.alpha for sample in found.trace]
+        objective = Tasks(seed).objective()
+        again = limits.under(objective, [Ceiling("keep", rise)], (-0.3, 1.2), known=found.trace)
+        assert [sample.alpha for sample in again.trace].count(0.0) == 1
 
 
 def test_known_evaluations_are_not_paid_for_again():
