@@ -130,8 +130,7 @@ def under(objective: PairObjective, ceilings: Sequence[Ceiling], bracket: Bracke
                              "fraction of the loss above -1, say 0.01")  # fmt: skip
         highest_rise(objective, ceiling.task, objective.origin, *ceiling[2:])
     mine = [sample for sample in known if objective.known(sample.alpha)]
-    new = all(sample.alpha for sample in mine)
-    if bracket[0] < 0.0 < bracket[1] and new and objective.known(0.0):  # paid for, and often obeys
+    if bracket[0] < 0.0 < bracket[1] and objective.known(0.0):  # paid for, and often obeys
         mine.append(Evaluation(0.0, math.fsum(objective(0.0)), objective(0.0)))
     free = log_quintic(objective, bracket, xtol=xtol, max_evals=max_evals, known=mine)
     logs = {sample: above(sample) for sample in free.trace}

@@ -535,6 +535,8 @@ def test_save_keeps_what_counts_without_a_sign(kind, tmp_path):
 
 def test_model_whose_state_dict_is_a_copy_is_refused():
     model, path = network(3), WeightPath(network(1), network(2))
+    model.register_buffer("graph", torch.eye(2).to_sparse(), persistent=False)  # has no storage
+    path.set_(model, 0.5)
     model[0]._register_state_dict_hook(
         lambda module, state, prefix, _: state.update({n: t.clone() for n, t in state.items()})
     )
