@@ -106,6 +106,8 @@ def _patch(options: argparse.Namespace) -> None:
         _refuse_to_overwrite(Path(options.out), [*parents, options.base or "", options.store])
     if options.report and card_file.exists() and card.TAGS not in card_file.read_text("utf-8"):
         raise ValueError(f"{card_file} is no model card of paintlib; give --report another folder")
+    if len(options.entry) > 2:
+        raise ValueError(f"--entry has {len(options.entry)} names; give one, or one for each file")
     if options.ceiling and options.solver != "log_quintic":
         raise ValueError(f"--ceiling needs the log_quintic; leave out --solver {options.solver}")
     setup = patch.find_setup(options.tasks)

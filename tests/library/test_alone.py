@@ -159,6 +159,6 @@ def test_package_offers_its_few_names_and_its_version():
 
 def test_library_is_thin_and_knows_nothing_of_the_experiment():
     sources = {path: path.read_text("utf-8") for path in (ROOT / "paintlib").glob("*.py")}
-    assert sum(len(text.splitlines()) for text in sources.values()) <= 3526
+    assert sum(len(text.splitlines()) for text in sources.values()) <= 3528
     for path, text in sources.items():
         assert not re.search(r"experiment|\bCLIP\b|ImageNet|profile|notebook", text), path

@@ -450,6 +450,7 @@ BAD = {
     "right or wrong": ([], right_or_wrong, r"task 'keep' is right or wrong, which has no slope"),
     "not finite": (["--bracket", "0", "0.8"], not_finite, r"loss at alpha = 1\.0 is not finite"),
     "store": (["--store", f"{ENDS[0]}/s.npz"], None, r"--store: nothing can be written to .*zs"),
+    "entries": (["--entry", "a", "b", "c"], None, r"--entry has 3 names; give one, or one for"),
     "report": (["--report", ENDS[0]], None, r"--report: nothing can be written to .*zs"),
     "one image": (["--ceiling", "keep=0"], one_image, r"task 'keep' has one image"),
     "generator": ([], generator, r"batches of task 'keep' are a generator, .* give a list"),
@@ -829,6 +830,13 @@ def test_first_evaluation_is_the_one_that_knows_the_images_of_another_run(
     batchnorm(monkeypatch, after=lambda model: None)
     assert patch() == 0
     assert re.search(r"^\s*evaluation 1, alpha = 0\.0000", capsys.readouterr().err)
+
+
+def test_dry_run_counts_the_checkpoints_without_after(folder, monkeypatch, capsys):
+    for after, more in ((None, False), (lambda model: None, True)):
+        batchnorm(monkeypatch, after=after)
+        assert patch("--dry-run") == 0
+        assert ("the ends without after= 2" in capsys.readouterr().out) == more
 
 
 def test_images_without_labels_may_come_first(folder, monkeypatch, capsys):
